@@ -1,0 +1,91 @@
+// The sideways seam: takes routed rows to the ranks that hold their experts (dispatch) and brings the weighted sum of
+// the experts' outputs back (combine). Fabric and device vary independently of the model, so it stands beside it.
+//
+// Each half is a start and a finish, so that another microbatch's compute can run in between. In CUDA's high-throughput
+// mode `start` is the whole call on the communication stream and `finish` waits for its event; in low-latency mode
+// `start` posts the sends and `finish` receives. A new epoch on CUDA means a new communicator, group and recapture.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "base/ids.h"
+#include "base/lane.h"
+#include "base/result.h"
+#include "base/tensor.h"
+#include "ep/expert_map.h"
+
+namespace manta::ep {
+
+// contiguous (high-throughput): rows of local expert e stand at [offset[e], offset[e+1]) of one matrix.
+// masked (low-latency): expert e has its own [max_rows_per_expert, D] plane, of which num_rows[e] rows are valid.
+enum class ExpertLayout { kContiguous, kMasked };
+
+struct MoeShape {
+  int hidden_size = 0;
+  int num_experts_per_tok = 0;
+  int num_physical_experts = 0;
+  int num_local_experts = 0;
+  // The one stated dtype of rows on the wire, out and back. Every transport, loopback too, rounds to it, so that a
+  // token's value does not depend on where its experts live.
+  DType wire_dtype = DType::kBF16;
+};
+
+// What the router decided for the T rows of one microbatch in one layer. Views; alive until combine_finish.
+struct Routed {
+  int layer = 0;
+  Tensor hidden;       // [T, D] wire dtype: normed inputs of the experts
+  Tensor scales;       // [T, D/128] f32 when the wire is FP8, else empty
+  Tensor topk_id;      // [T, top_k] i32 physical ids; -1 on padding rows: not sent, not counted, combined to 0
+  Tensor topk_weight;  // [T, top_k] f32
+};
+
+// The rows this rank's experts work on, and where they put their outputs. Buffers belong to the transport.
+struct ExpertBatch {
+  ExpertLayout layout = ExpertLayout::kContiguous;
+  Tensor hidden;       // contiguous: [max_rows, D]; masked: [num_local_experts, max_rows_per_expert, D]; wire dtype
+  Tensor scales;       // as hidden, when the wire is FP8
+  Tensor row_offsets;  // contiguous: [num_local_experts + 1] i32, device memory
+  Tensor num_rows;     // masked: [num_local_experts] i32, device memory
+  int max_rows = 0;    // host upper bound of valid rows (contiguous: in all; masked: per expert); no host counts needed
+  Tensor output;       // shape of hidden, wire dtype: what the experts must fill for every valid row
+};
+
+// One microbatch's dispatch and combine in flight. Made by configure(), reused by every layer and step.
+class DispatchHandle {
+ public:
+  virtual ~DispatchHandle() = default;
+};
+
+class ExpertTransport {
+ public:
+  virtual ~ExpertTransport() = default;
+  virtual ExpertLayout layout() const = 0;
+
+  // What configure() will take from the device for this shape, for the memory ledger; callable before configure().
+  virtual size_t buffer_bytes(const MoeShape& shape, int max_num_tokens, int num_microbatches) const = 0;
+
+  // Collective over the group: connects, allocates, makes one handle per microbatch in flight. Again for a new epoch.
+  // Fails (naming the rank) when a peer does not come by the deadline the transport was made with.
+  virtual Status configure(const EpTopology& topology, const MoeShape& shape, int max_num_tokens,
+                           int num_microbatches) = 0;
+  virtual DispatchHandle& handle(int microbatch) = 0;
+
+  // Binds the handle to a layer's routing and begins to send. `routed` must stay valid until combine_finish.
+  virtual void dispatch_start(Lane& lane, DispatchHandle& handle, const Routed& routed) = 0;
+  virtual void dispatch_finish(Lane& lane, DispatchHandle& handle, ExpertBatch& batch) = 0;
+  virtual void combine_start(Lane& lane, DispatchHandle& handle, const ExpertBatch& batch) = 0;
+  // out [T, D] f32: for each row the sum over k of topk_weight[k] x output of its k-th expert, added in the order of k
+  // in float32, wherever the experts live (never summed by rank first). Rows without experts become 0.
+  virtual void combine_finish(Lane& lane, DispatchHandle& handle, Tensor out) = 0;
+
+  // Ends every wait of epochs below `epoch`, from any thread; the halves return at once and status() says why.
+  virtual void abort(Epoch epoch) = 0;
+  // The first fault since configure(): which rank, which layer, which half. Checked by the executor after a step.
+  virtual Status status() const = 0;
+};
+
+// All experts on this rank. Rounds to the wire dtype as the real ones do.
+std::unique_ptr<ExpertTransport> make_loopback_transport(ExpertLayout layout);
+
+}  // namespace manta::ep

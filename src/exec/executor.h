@@ -1,0 +1,105 @@
+// Seam 1: all the engine knows of devices. Submit a plan, collect a result; up to max_in_flight() plans at a time,
+// collected in the order they were submitted. Called from the engine's thread only, except where().
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "ep/expert_map.h"
+#include "ep/expert_mover.h"
+#include "kv/cache_geometry.h"
+#include "kv/kv_actions.h"
+#include "sample/sampling_params.h"
+#include "sched/step_plan.h"
+
+namespace manta::exec {
+
+struct Ticket {
+  StepId id = 0;
+};
+
+using Deadline = std::chrono::steady_clock::time_point;
+
+// What one slot produced. Slots that only prefilled a middle piece are absent.
+struct SlotResult {
+  SlotId slot = -1;
+  int num_accepted = 0;                                // tokens this step added to the sequence: 1 + accepted drafts
+  std::vector<TokenId> tokens;                         // [num_accepted]
+  std::vector<sample::TokenLogprobs> logprobs;         // [num_accepted], empty unless asked for
+  std::vector<sample::TokenLogprobs> prompt_logprobs;  // of the slice's prompt tokens, empty unless asked for
+  int num_drafted = 0;                                 // drafts verified in this step, for the acceptance metrics
+};
+
+// Where the step's time went, microseconds on the device's clock.
+struct StepTiming {
+  int64_t schedule_us = 0;
+  int64_t forward_us = 0;
+  int64_t dispatch_us = 0;
+  int64_t combine_us = 0;
+  int64_t sample_us = 0;
+};
+
+struct StepResult {
+  StepId id = 0;
+  Epoch epoch;
+  std::vector<SlotResult> slots;
+  kv::KvProgress kv;
+  std::vector<ep::LayerLoad> expert_load;  // empty unless EPLB records this step
+  StepTiming timing;
+};
+
+// Where execution stands right now: named when a rank is stuck. Written with relaxed atomics at stage boundaries.
+struct StageStamp {
+  StepId step = 0;
+  int layer = -1;
+  const char* stage = "idle";  // static string
+  uint64_t counter = 0;        // grows at every stage; standing still means stuck
+};
+
+struct ExecutorInfo {
+  kv::CacheGeometry geometry;  // num_blocks is what fits
+  int max_num_seqs = 0;
+  int max_num_batched_tokens = 0;
+  int max_model_len = 0;
+  int vocab_size = 0;
+  int num_speculative_tokens = 0;
+  int max_in_flight = 1;  // plans that may be submitted and not yet collected
+  std::string device;     // "cpu (2 threads, avx512_bf16)", for the start-up summary
+  struct LedgerLine {
+    std::string name;
+    size_t bytes = 0;
+  };
+  std::vector<LedgerLine> memory;  // weights, cache, activations, communication: planned before KV sizing
+};
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  virtual const ExecutorInfo& info() const = 0;
+
+  // Never waits for the device. Fails with kFailedPrecondition when max_in_flight plans are in flight.
+  virtual Result<Ticket> submit(sched::StepPlan plan) = 0;
+
+  // Waits (parked) for the oldest submitted plan. kDeadlineExceeded leaves it in flight; any other error is a failed
+  // step, and its message names rank, layer and stage; the engine then restarts its group.
+  virtual Result<StepResult> collect(Ticket ticket, Deadline deadline) = 0;
+
+  // Called once, before the first submit: `notify` runs on the executor's thread whenever a step is ready to collect.
+  // It must not call back into the executor.
+  virtual void on_ready(void (*notify)(void* context), void* context) = 0;
+
+  // New maps take effect between steps, once their weights are in place.
+  virtual Status move_experts(const ep::ExpertMoves& moves) = 0;
+
+  // Finishes what is in flight, then refuses submits. Wakes every wait.
+  virtual Status drain() = 0;
+
+  virtual StageStamp where() const = 0;  // any thread
+};
+
+}  // namespace manta::exec
