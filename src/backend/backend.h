@@ -82,36 +82,6 @@ struct StepInputs {
 
 // ---- what stages see ---------------------------------------------------------------------------------------------
 
-// One microbatch. Device memory at fixed addresses, filled by plan() and gather_inputs(). Counts are host bounds.
-struct StepView {
-  int microbatch = 0;
-  int num_tokens = 0;      // rows incl. padding
-  int num_reqs = 0;        // slices with rows here
-  int num_logit_rows = 0;  // S
-  int max_seq_len = 0;     // bound over the slices
-  Tensor token_ids;        // [T] i32; padding rows hold 0
-  Tensor next_token_ids;   // [T] i32; the following token where the prompt has it, -1 where it must be sampled
-  Tensor positions;        // [T] i32; -1 on padding rows
-  Tensor slots;            // [R] i32
-  Tensor cu_rows;          // [R + 1] i32: rows of request r are [cu_rows[r], cu_rows[r+1])
-  Tensor row_req;          // [T] i32: index r of the row's request, -1 on padding rows
-  Tensor slot_mapping;     // [T] i64: cache row = block * block_size + offset; -1 = do not write
-  Tensor block_tables;     // [max_num_seqs, max_blocks_per_seq] i32, by slot
-  Tensor logit_rows;       // [S] i32: rows whose logits are computed
-};
-
-// The two streams of a microbatch, [T, D] each, in the backend's activation dtype.
-struct Hidden {
-  Tensor hidden;
-  Tensor residual;
-  bool residual_valid = false;  // false right after embed: there is nothing to add yet
-};
-
-// One layer's cache: [num_blocks, block_size, C + rope] in the cache dtype.
-struct KvLayer {
-  Tensor rows;
-};
-
 // How the logits of a microbatch become tokens. Slices that sample, in order of the step's slices.
 // Row j of slice s verifies draft j: the slice's tokens are accepted up to and including the first row whose sampled
 // token differs from the draft that row j + 1 was given. Afterwards the slot's length, last token and drafts are
@@ -128,6 +98,37 @@ struct SampleView {
   Tensor tokens;        // [num_slices, 1 + k] i32, sampled by the target at each row
   Tensor num_accepted;  // [num_slices] i32, 1 .. num_rows
   Tensor draft_row;     // [num_slices] i32: row (of the step) of the last accepted token, where MTP drafts from
+};
+
+// One microbatch. Device memory at fixed addresses, filled by plan() and gather_inputs(). Counts are host bounds.
+struct StepView {
+  int microbatch = 0;
+  int num_tokens = 0;      // rows incl. padding
+  int num_reqs = 0;        // slices with rows here
+  int num_logit_rows = 0;  // S
+  int max_seq_len = 0;     // bound over the slices
+  Tensor token_ids;        // [T] i32; padding rows hold 0
+  Tensor next_token_ids;   // [T] i32; the following token where the prompt has it, -1 where it must be sampled
+  Tensor positions;        // [T] i32; -1 on padding rows
+  Tensor slots;            // [R] i32
+  Tensor cu_rows;          // [R + 1] i32: rows of request r are [cu_rows[r], cu_rows[r+1])
+  Tensor row_req;          // [T] i32: index r of the row's request, -1 on padding rows
+  Tensor slot_mapping;     // [T] i64: cache row = block * block_size + offset; -1 = do not write
+  Tensor block_tables;     // [max_num_seqs, max_blocks_per_seq] i32, by slot
+  Tensor logit_rows;       // [S] i32: rows whose logits are computed
+  SampleView sample;       // what becomes of those logits
+};
+
+// The two streams of a microbatch, [T, D] each, in the backend's activation dtype.
+struct Hidden {
+  Tensor hidden;
+  Tensor residual;
+  bool residual_valid = false;  // false right after embed: there is nothing to add yet
+};
+
+// One layer's cache: [num_blocks, block_size, C + rope] in the cache dtype.
+struct KvLayer {
+  Tensor rows;
 };
 
 // The buffers of one microbatch that stages pass along. Made once; contents are the backend's to lay out.
