@@ -89,10 +89,6 @@ class Executor {
   // step, and its message names rank, layer and stage; the engine then restarts its group.
   virtual Result<StepResult> collect(Ticket ticket, Deadline deadline) = 0;
 
-  // Called once, before the first submit: `notify` runs on the executor's thread whenever a step is ready to collect.
-  // It must not call back into the executor.
-  virtual void on_ready(void (*notify)(void* context), void* context) = 0;
-
   // New maps take effect between steps, once their weights are in place.
   virtual Status move_experts(const ep::ExpertMoves& moves) = 0;
 
