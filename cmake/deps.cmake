@@ -1,0 +1,35 @@
+# The libraries that do not come from apt, as targets. ./dev deps unpacks and builds them in MANTA_DEPS_DIR:
+#   manta_dep_jinja     the Jinja engine of llama.cpp: #include "jinja/parser.h", "jinja/runtime.h", "json.h"
+#   manta_dep_xgrammar  structured output: #include <xgrammar/xgrammar.h>, <dlpack/dlpack.h>
+find_package(nlohmann_json REQUIRED)
+
+foreach(needed jinja/jinja/parser.h xgrammar/include/xgrammar/xgrammar.h xgrammar-build/libxgrammar.a)
+  if(NOT EXISTS ${MANTA_DEPS_DIR}/${needed})
+    message(FATAL_ERROR "${MANTA_DEPS_DIR}/${needed} is missing: run ./dev deps first")
+  endif()
+endforeach()
+
+# Compiled with our own flags, so that the sanitizer lanes see into it: chat templates are user input of a kind. Its json.cpp wants
+# two assertion macros of ggml.h and nothing else of ggml. The include folder is the parent of jinja/, never jinja/ itself: that
+# one holds a string.h.
+set(jinja ${MANTA_DEPS_DIR}/jinja)
+file(WRITE ${CMAKE_BINARY_DIR}/dep_jinja/ggml.h.new "#pragma once
+#include <cstdlib>
+#define GGML_ASSERT(x) do { if (!(x)) abort(); } while (0)
+#define GGML_ABORT(...) abort()
+")
+file(COPY_FILE ${CMAKE_BINARY_DIR}/dep_jinja/ggml.h.new ${CMAKE_BINARY_DIR}/dep_jinja/ggml.h ONLY_IF_DIFFERENT)
+add_library(manta_dep_jinja STATIC EXCLUDE_FROM_ALL
+  ${jinja}/jinja/caps.cpp ${jinja}/jinja/lexer.cpp ${jinja}/jinja/parser.cpp ${jinja}/jinja/runtime.cpp
+  ${jinja}/jinja/string.cpp ${jinja}/jinja/value.cpp ${jinja}/json.cpp ${jinja}/unicode.cpp)
+target_include_directories(manta_dep_jinja SYSTEM PUBLIC ${jinja} PRIVATE ${CMAKE_BINARY_DIR}/dep_jinja)
+target_compile_options(manta_dep_jinja PRIVATE -w)
+target_link_libraries(manta_dep_jinja PRIVATE nlohmann_json::nlohmann_json)
+
+# Built once by ./dev deps (-O2, no LTO), because it costs a minute and a half on two cores.
+add_library(manta_dep_xgrammar STATIC IMPORTED)
+set_target_properties(manta_dep_xgrammar PROPERTIES IMPORTED_LOCATION ${MANTA_DEPS_DIR}/xgrammar-build/libxgrammar.a)
+target_include_directories(manta_dep_xgrammar SYSTEM INTERFACE
+  ${MANTA_DEPS_DIR}/xgrammar/include ${MANTA_DEPS_DIR}/xgrammar/3rdparty/picojson ${MANTA_DEPS_DIR}/xgrammar/3rdparty/dlpack/include)
+target_compile_definitions(manta_dep_xgrammar INTERFACE XGRAMMAR_ENABLE_CPPTRACE=0 XGRAMMAR_ENABLE_INTERNAL_CHECK=0)
+target_link_libraries(manta_dep_xgrammar INTERFACE Threads::Threads)
