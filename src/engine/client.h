@@ -1,0 +1,71 @@
+// The front-end's side of the engines: one EngineClient per event loop, used from that loop's thread only.
+// It follows the coordinator's membership, keeps a connection to every engine, picks one for each request, and sees to
+// it that every request ends: the last output carries a finish reason or an error, also when an engine dies.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "engine/messages.h"
+
+namespace boost::asio {
+class io_context;
+}
+
+namespace manta::engine {
+
+// One engine as this front-end sees it.
+struct EngineView {
+  int rank = 0;
+  int pid = 0;
+  std::string host;
+  std::string state;         // "starting", "ready", "draining", "gone"
+  uint64_t epoch = 0;
+  int num_in_flight = 0;     // of this event loop, exact
+  int64_t num_tokens_in_flight = 0;  // prompt + max_tokens of those, exact
+  Load load;                 // of the whole engine, as of its last step
+};
+
+struct ClientOptions {
+  std::string coordinator;  // address: "unix:@name" or "tcp:host:port"
+  std::string process;      // "api pid 4711 loop 2"
+};
+
+class EngineClient {
+ public:
+  using OnOutput = std::function<void(RequestOutput&&)>;
+
+  EngineClient(boost::asio::io_context& io, ClientOptions options);
+  ~EngineClient();  // aborts what is in flight; callbacks are not called any more
+  EngineClient(const EngineClient&) = delete;
+  EngineClient& operator=(const EngineClient&) = delete;
+
+  // Starts to connect; keeps reconnecting until destroyed. on_change runs when an engine comes or goes.
+  void start(std::function<void()> on_change);
+
+  // Sends a request to the engine with the least tokens in flight (or to data_parallel_rank). `submit.id` is filled in.
+  // on_output runs on the loop's thread, never inside this call; the call that carries a finish is the last.
+  // kUnavailable when no engine takes requests.
+  Result<RequestId> submit(Submit submit, OnOutput on_output, std::optional<int> data_parallel_rank = {});
+
+  // The caller wants nothing more: on_output is not called again. The engine frees the blocks within a step.
+  void abort(RequestId id);
+
+  // What engines said when they welcomed us; nullopt before the first is ready.
+  std::optional<Welcome> model() const;
+  bool ready() const;  // at least one engine takes requests
+  std::vector<EngineView> engines() const;
+  size_t num_in_flight() const;
+
+ private:
+  class Core;
+  std::shared_ptr<Core> core_;
+};
+
+}  // namespace manta::engine

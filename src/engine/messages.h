@@ -1,0 +1,101 @@
+// What api and engine say to each other. Plain values; encode() and decode_*() turn them into frame payloads.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "sample/sampling_params.h"
+
+namespace manta::engine {
+
+// kHello, api -> engine.
+struct Hello {
+  uint64_t client = 0;  // becomes RequestId::client of everything this connection submits
+  std::string process;  // "api pid 4711 loop 2", for logs
+};
+
+// kWelcome, engine -> api: what a front-end must know to admit requests.
+struct Welcome {
+  int32_t rank = 0;
+  int32_t pid = 0;
+  std::string model;
+  int32_t vocab_size = 0;
+  int32_t max_model_len = 0;
+  int32_t max_num_seqs = 0;
+  int32_t num_blocks = 0;
+  int32_t block_size = 0;
+  int32_t num_speculative_tokens = 0;
+};
+
+// kSubmit: one request, whole.
+struct Submit {
+  RequestId id;
+  std::vector<TokenId> tokens;    // prompt, then tokens generated earlier (resubmission)
+  int32_t num_prompt_tokens = 0;  // tokens[0, n) are the prompt
+  sample::SamplingParams sampling;
+  int32_t priority = 0;            // lower is sooner; 0 unless scheduling_policy is priority
+  std::string cache_salt;          // separates prefix caches
+  std::string kv_transfer_params;  // JSON object or empty
+};
+
+// kAbort: nothing more is wanted of these. Ids already finished are no error.
+struct Abort {
+  std::vector<RequestId> ids;
+};
+
+enum class FinishReason : uint8_t { kNone, kStop, kLength, kAbort, kError };
+const char* to_string(FinishReason reason);
+
+// What one step gave one request.
+struct RequestOutput {
+  RequestId id;
+  std::vector<TokenId> tokens;
+  std::vector<sample::TokenLogprobs> logprobs;         // as tokens, empty unless asked for
+  std::vector<sample::TokenLogprobs> prompt_logprobs;  // from position 1 on, in pieces as chunks complete
+  FinishReason finish = FinishReason::kNone;
+  TokenId stop_token = -1;        // with kStop: which end or stop token; its id is also the last of tokens
+  int32_t num_cached_tokens = 0;  // prompt tokens that were not computed; on the first output
+  ErrorCode error_code = ErrorCode::kInternal;  // with kError
+  std::string error_message;                    // with kError
+  std::string kv_transfer_params;               // on the last output, JSON object or empty
+};
+
+// How full an engine is; rides on every kOutputs frame.
+struct Load {
+  int32_t num_running = 0;
+  int32_t num_waiting = 0;
+  int32_t num_free_blocks = 0;
+  int32_t num_blocks = 0;
+};
+
+// kOutputs: everything a step gave this connection's requests.
+struct Outputs {
+  StepId step = 0;
+  Load load;
+  std::vector<RequestOutput> requests;
+};
+
+// kStale: these submits were not accepted because the frame's epoch was not `current`; send them again with it.
+struct Stale {
+  uint64_t current = 0;
+  std::vector<RequestId> ids;
+};
+
+std::string encode(const Hello&);
+std::string encode(const Welcome&);
+std::string encode(const Submit&);
+std::string encode(const Abort&);
+std::string encode(const Outputs&);
+std::string encode(const Stale&);
+Result<Hello> decode_hello(std::string_view payload);
+Result<Welcome> decode_welcome(std::string_view payload);
+Result<Submit> decode_submit(std::string_view payload);
+Result<Abort> decode_abort(std::string_view payload);
+Result<Outputs> decode_outputs(std::string_view payload);
+Result<Stale> decode_stale(std::string_view payload);
+
+}  // namespace manta::engine
