@@ -14,8 +14,8 @@
 #include "ep/expert_mover.h"
 #include "kv/cache_geometry.h"
 #include "kv/kv_actions.h"
-#include "sample/sampling_params.h"
 #include "sched/step_plan.h"
+#include "sched/step_result.h"
 
 namespace manta::exec {
 
@@ -25,15 +25,7 @@ struct Ticket {
 
 using Deadline = std::chrono::steady_clock::time_point;
 
-// What one slot produced. Slots that only prefilled a middle piece are absent.
-struct SlotResult {
-  SlotId slot = -1;
-  int num_accepted = 0;                                // tokens this step added to the sequence: 1 + accepted drafts
-  std::vector<TokenId> tokens;                         // [num_accepted]
-  std::vector<sample::TokenLogprobs> logprobs;         // [num_accepted], empty unless asked for
-  std::vector<sample::TokenLogprobs> prompt_logprobs;  // of the slice's prompt tokens, empty unless asked for
-  int num_drafted = 0;                                 // drafts verified in this step, for the acceptance metrics
-};
+using sched::SlotResult;
 
 // Where the step's time went, microseconds on the device's clock.
 struct StepTiming {
