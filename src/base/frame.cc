@@ -36,7 +36,8 @@ Status check(const Header& h) {
     return error(ErrorCode::kDataLoss, fmt::format("frame kind {}: not one of this protocol", h.kind));
   }
   if (h.length > kMaxPayloadBytes) {
-    return error(ErrorCode::kDataLoss, fmt::format("frame payload of {} bytes: at most {}", h.length, kMaxPayloadBytes));
+    return error(ErrorCode::kDataLoss,
+                 fmt::format("frame payload of {} bytes: at most {}", h.length, kMaxPayloadBytes));
   }
   if (h.reserved != 0) {
     return error(ErrorCode::kDataLoss, fmt::format("frame reserved field {}: must be 0", h.reserved));
@@ -66,7 +67,8 @@ const char* to_string(FrameKind kind) {
 
 std::string encode_frame(FrameKind kind, Epoch epoch, std::string_view payload) {
   assert(payload.size() <= kMaxPayloadBytes);
-  Header h{kMagic, kProtocolVersion, static_cast<uint16_t>(kind), epoch.value, static_cast<uint32_t>(payload.size()), 0};
+  Header h{kMagic, kProtocolVersion, static_cast<uint16_t>(kind), epoch.value, static_cast<uint32_t>(payload.size()),
+           0};
   std::string bytes(kFrameHeaderBytes + payload.size(), '\0');
   std::memcpy(bytes.data(), &h, sizeof h);
   std::memcpy(bytes.data() + sizeof h, payload.data(), payload.size());

@@ -169,8 +169,7 @@ Result<std::pair<std::string, uint16_t>> split_host_port(const std::string& text
 Result<Endpoint> resolve(asio::io_context& io, const std::string& address) {
   if (address.starts_with("unix:")) return unix_endpoint(address.substr(5));
   if (!address.starts_with("tcp:")) {
-    return error(ErrorCode::kInvalidArgument,
-                 fmt::format("address \"{}\": must start with unix: or tcp:", address));
+    return error(ErrorCode::kInvalidArgument, fmt::format("address \"{}\": must start with unix: or tcp:", address));
   }
   MANTA_ASSIGN(const auto host_port, split_host_port(address.substr(4)));
   error_code ec;
@@ -182,7 +181,9 @@ Result<Endpoint> resolve(asio::io_context& io, const std::string& address) {
   return Endpoint(found.begin()->endpoint());
 }
 
-bool is_tcp(const std::string& address) { return address.starts_with("tcp:"); }
+bool is_tcp(const std::string& address) {
+  return address.starts_with("tcp:");
+}
 
 void set_no_delay(Socket& socket) {
   const int on = 1;
@@ -238,7 +239,8 @@ class Listener : public FrameListener {
     asio::ip::tcp::endpoint tcp;
     std::memcpy(tcp.data(), local.data(), local.size());
     const std::string host = tcp.address().to_string();
-    return tcp.address().is_v6() ? fmt::format("tcp:[{}]:{}", host, tcp.port()) : fmt::format("tcp:{}:{}", host, tcp.port());
+    return tcp.address().is_v6() ? fmt::format("tcp:[{}]:{}", host, tcp.port())
+                                 : fmt::format("tcp:{}:{}", host, tcp.port());
   }
 
   static void accept(const std::shared_ptr<State>& state) {

@@ -19,9 +19,13 @@ namespace manta {
 // A message is a struct with, in its own namespace,  auto fields(T& t) { return std::tie(t.a, t.b); }
 // It travels as an array of exactly those fields. Enums need  constexpr E last_value(E) { return E::kLast; } .
 template <typename T>
-concept HasFields = requires(T& t) { fields(t); };
+concept HasFields = requires(T& t) {
+  fields(t);
+};
 template <typename T>
-concept BoundedEnum = std::is_enum_v<T> && requires(T t) { last_value(t); };
+concept BoundedEnum = std::is_enum_v<T> && requires(T t) {
+  last_value(t);
+};
 
 }  // namespace manta
 

@@ -25,11 +25,11 @@ struct EngineView {
   int rank = 0;
   int pid = 0;
   std::string host;
-  std::string state;         // "starting", "ready", "draining", "gone"
+  std::string state;  // "starting", "ready", "draining", "gone"
   uint64_t epoch = 0;
-  int num_in_flight = 0;     // of this event loop, exact
+  int num_in_flight = 0;             // of this event loop, exact
   int64_t num_tokens_in_flight = 0;  // prompt + max_tokens of those, exact
-  Load load;                 // of the whole engine, as of its last step
+  Load load;                         // of the whole engine, as of its last step
 };
 
 struct ClientOptions {

@@ -1,0 +1,119 @@
+#include "cluster/link.h"
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <utility>
+
+#include "base/frame_connection.h"
+#include "base/log.h"
+#include "cluster/coordinator.h"
+
+namespace manta::cluster {
+
+namespace asio = boost::asio;
+
+class Link::Core : public std::enable_shared_from_this<Link::Core> {
+ public:
+  Core(asio::io_context& io, LinkOptions options) : io_(io), timer_(io), options_(std::move(options)) {}
+
+  void start() { connect(); }
+
+  void stop() {
+    stopped_ = true;
+    timer_.cancel();
+    if (stream_) stream_->close("leaving");
+    stream_ = nullptr;
+  }
+
+  void beat() {
+    if (!stream_) return;
+    stream_->send(FrameKind::kHeartbeat, epoch_, encode(options_.heartbeat()));
+  }
+
+  Epoch epoch() const { return epoch_; }
+
+ private:
+  void connect() {
+    connect_frames(io_, options_.coordinator, [self = shared_from_this()](Result<FrameConnectionPtr> connection) {
+      if (self->stopped_) return;
+      if (!connection.ok()) return self->retry(connection.error().message);
+      self->on_connected(*connection);
+    });
+  }
+
+  void on_connected(FrameConnectionPtr connection) {
+    stream_ = std::move(connection);
+    complained_ = false;
+    stream_->start([self = shared_from_this()](Frame&& frame) { self->on_frame(std::move(frame)); },
+                   [self = shared_from_this()](const Error& e) {
+                     self->stream_ = nullptr;
+                     if (!self->stopped_) self->retry(e.message);
+                   });
+    Join join = options_.join;
+    const Heartbeat now = options_.heartbeat();
+    join.self.state = now.state;
+    join.self.where = now.where;
+    join.last_epoch = epoch_.value;
+    stream_->send(FrameKind::kJoin, epoch_, encode(join));
+    arm_heartbeat();
+  }
+
+  void on_frame(Frame&& frame) {
+    if (frame.kind == FrameKind::kMembership) {
+      const auto membership = decode_membership(frame.payload);
+      if (!membership.ok()) return stream_->close(membership.error().message);
+      epoch_ = frame.epoch;
+      options_.on_membership(frame.epoch, *membership);
+      return;
+    }
+    if (frame.kind == FrameKind::kRefuse) {
+      const auto refuse = decode_refuse(frame.payload);
+      const std::string reason = refuse.ok() ? refuse->reason : refuse.error().message;
+      const auto on_refused = options_.on_refused;
+      stop();
+      on_refused(reason);
+      return;
+    }
+    stream_->close(std::string("unexpected frame: ") + to_string(frame.kind));
+  }
+
+  void arm_heartbeat() {
+    timer_.expires_after(kHeartbeatPeriod);
+    timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+      if (ec || self->stopped_ || !self->stream_) return;
+      self->beat();
+      self->arm_heartbeat();
+    });
+  }
+
+  void retry(const std::string& why) {
+    if (!std::exchange(complained_, true)) spdlog::warn("coordinator {}: {}; trying again", options_.coordinator, why);
+    timer_.expires_after(std::chrono::milliseconds(50));
+    timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+      if (!ec && !self->stopped_) self->connect();
+    });
+  }
+
+  asio::io_context& io_;
+  asio::steady_timer timer_;
+  LinkOptions options_;
+  FrameConnectionPtr stream_;
+  Epoch epoch_;
+  bool stopped_ = false;
+  bool complained_ = true;  // the first attempts race with the coordinator's start: say nothing
+};
+
+Link::Link(asio::io_context& io, LinkOptions options) : core_(std::make_shared<Core>(io, std::move(options))) {
+  core_->start();
+}
+Link::~Link() {
+  core_->stop();
+}
+void Link::heartbeat_now() {
+  core_->beat();
+}
+Epoch Link::epoch() const {
+  return core_->epoch();
+}
+
+}  // namespace manta::cluster

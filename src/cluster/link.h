@@ -1,0 +1,41 @@
+// A member's line to the coordinator: joins, sends heartbeats, hears of membership, reconnects when the coordinator
+// was restarted. Runs on the given io_context, which must not be the thread that can get stuck.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/ids.h"
+#include "cluster/messages.h"
+
+namespace boost::asio {
+class io_context;
+}
+
+namespace manta::cluster {
+
+struct LinkOptions {
+  std::string coordinator;  // address
+  Join join;
+  std::function<Heartbeat()> heartbeat;  // asked every kHeartbeatPeriod
+  std::function<void(Epoch, const Membership&)> on_membership;
+  std::function<void(const std::string& reason)> on_refused;  // final: it does not try again
+};
+
+class Link {
+ public:
+  Link(boost::asio::io_context& io, LinkOptions options);
+  ~Link();
+  Link(const Link&) = delete;
+  Link& operator=(const Link&) = delete;
+
+  void heartbeat_now();  // the state changed: do not wait for the period
+  Epoch epoch() const;   // of the last membership heard
+
+ private:
+  class Core;
+  std::shared_ptr<Core> core_;
+};
+
+}  // namespace manta::cluster

@@ -1,0 +1,132 @@
+#include "cluster/roster.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace manta::cluster {
+namespace {
+
+std::string describe(const Member& m) {
+  return fmt::format("{} rank {} (host {}, pid {})", to_string(m.role), m.rank, m.host, m.pid);
+}
+
+std::string describe(const Where& w) {
+  return w.layer < 0 ? fmt::format("step {}, stage {}", w.step, w.stage)
+                     : fmt::format("step {}, layer {}, stage {}", w.step, w.layer, w.stage);
+}
+
+double seconds(std::chrono::steady_clock::duration d) {
+  return std::chrono::duration<double>(d).count();
+}
+
+}  // namespace
+
+Status Roster::check_config(const Join& join) {
+  const bool alone = std::none_of(entries_.begin(), entries_.end(),
+                                  [](const auto& e) { return e.second.member.role == Role::kEngine; });
+  if (alone) {
+    shared_config_ = join.shared_config;
+    return {};
+  }
+  const size_t n = std::max(shared_config_.size(), join.shared_config.size());
+  for (size_t i = 0; i < n; ++i) {
+    const auto value = [i](const auto& config) {
+      return i < config.size() ? config[i] : std::pair<std::string, std::string>{"(absent)", "(absent)"};
+    };
+    const auto ours = value(shared_config_);
+    const auto theirs = value(join.shared_config);
+    if (ours == theirs) continue;
+    return error(ErrorCode::kFailedPrecondition,
+                 fmt::format("{}: {} = {} here, {} = {} in the group; start every engine of a deployment with the same "
+                             "configuration",
+                             describe(join.self), theirs.first, theirs.second, ours.first, ours.second));
+  }
+  return {};
+}
+
+Status Roster::join(MemberId id, const Join& join, Time now) {
+  if (join.self.role == Role::kEngine) {
+    for (const auto& [other_id, other] : entries_) {
+      if (other.member.role != Role::kEngine || other.member.rank != join.self.rank) continue;
+      return error(ErrorCode::kFailedPrecondition,
+                   fmt::format("{}: that rank is taken by {}", describe(join.self), describe(other.member)));
+    }
+    MANTA_TRY(check_config(join));
+  }
+  Entry entry{join.self, now, now, join.self.state};
+  entries_.insert_or_assign(id, std::move(entry));
+  // Also beyond what the members of an earlier coordinator have seen: an epoch is never used twice.
+  epoch_.value = std::max(epoch_.value, join.last_epoch + 1);
+  if (join.self.role == Role::kEngine) ++epoch_.value;
+  changed_ = true;
+  return {};
+}
+
+void Roster::heartbeat(MemberId id, const Heartbeat& beat, Time now) {
+  const auto it = entries_.find(id);
+  if (it == entries_.end()) return;
+  Entry& e = it->second;
+  if (beat.where.counter != e.member.where.counter || !beat.where.busy) e.last_progress = now;
+  e.last_heartbeat = now;
+  e.reported = beat.state;
+  if (e.member.state != beat.state) changed_ = true;
+  e.member.state = beat.state;
+  e.member.where = beat.where;
+  e.member.num_running = beat.num_running;
+  e.member.num_waiting = beat.num_waiting;
+}
+
+void Roster::leave(MemberId id, const std::string& why) {
+  const auto it = entries_.find(id);
+  if (it == entries_.end()) return;
+  remove(it, it->second.member.state == State::kDraining ? "drained" : why);
+}
+
+void Roster::remove(std::map<MemberId, Entry>::iterator it, const std::string& why) {
+  const Member& m = it->second.member;
+  departures_.push_back(
+      {m.role, m.rank, m.pid, m.host, fmt::format("{}: {}; last seen at {}", describe(m), why, describe(m.where))});
+  if (m.role == Role::kEngine) ++epoch_.value;
+  entries_.erase(it);
+  changed_ = true;
+}
+
+std::vector<MemberId> Roster::tick(Time now) {
+  std::vector<MemberId> out;
+  for (auto it = entries_.begin(); it != entries_.end();) {
+    const auto current = it++;
+    Entry& e = current->second;
+    const auto silent = now - e.last_heartbeat;
+    const auto still = now - e.last_progress;
+    std::string why;
+    if (silent >= deadlines_.rank) {
+      why = fmt::format("no heartbeat for {:.1f} s", seconds(silent));
+    } else if (e.member.where.busy && still >= deadlines_.step) {
+      why = fmt::format("heartbeat, but no progress for {:.1f} s", seconds(still));
+    } else if (silent >= deadlines_.suspect && e.member.state != State::kSuspect) {
+      e.member.state = State::kSuspect;
+      changed_ = true;
+    }
+    if (why.empty()) continue;
+    out.push_back(current->first);
+    remove(current, why);
+  }
+  return out;
+}
+
+bool Roster::take_changed() {
+  return std::exchange(changed_, false);
+}
+
+Membership Roster::membership() {
+  Membership m;
+  for (const auto& [id, e] : entries_) m.members.push_back(e.member);
+  std::sort(m.members.begin(), m.members.end(),
+            [](const Member& a, const Member& b) { return std::pair(a.role, a.rank) < std::pair(b.role, b.rank); });
+  m.departures = std::exchange(departures_, {});
+  return m;
+}
+
+}  // namespace manta::cluster

@@ -1,0 +1,61 @@
+// Who is in the group, in which state, at which epoch: the coordinator's whole decision, without sockets or clocks.
+// The epoch grows whenever the set of engines changes; api processes and supervisors come and go without it.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "base/ids.h"
+#include "base/result.h"
+#include "cluster/messages.h"
+
+namespace manta::cluster {
+
+using MemberId = uint64_t;  // the coordinator's number for a connection
+using Time = std::chrono::steady_clock::time_point;
+
+struct Deadlines {
+  std::chrono::milliseconds suspect{1000};  // without heartbeat: nothing new
+  std::chrono::milliseconds rank{5000};     // without heartbeat: gone
+  std::chrono::milliseconds step{60000};    // busy, heartbeat, but the stage counter stands still: gone
+};
+
+class Roster {
+ public:
+  explicit Roster(Deadlines deadlines) : deadlines_(deadlines) {}
+
+  // Refuses an engine whose rank is taken by a living one, or whose shared settings differ (naming the first).
+  Status join(MemberId id, const Join& join, Time now);
+  void heartbeat(MemberId id, const Heartbeat& beat, Time now);
+  // The connection is gone.
+  void leave(MemberId id, const std::string& why);
+  // Applies the deadlines. Returns the ids that are out now; their connections should be closed.
+  std::vector<MemberId> tick(Time now);
+
+  Epoch epoch() const { return epoch_; }
+  // True once after anything members must hear of. Load figures alone do not count.
+  bool take_changed();
+  Membership membership();  // hands out the departures once
+
+ private:
+  struct Entry {
+    Member member;
+    Time last_heartbeat;
+    Time last_progress;
+    State reported = State::kStarting;  // what it said itself, restored when a suspect is heard again
+  };
+  void remove(std::map<MemberId, Entry>::iterator entry, const std::string& why);
+  Status check_config(const Join& join);
+
+  Deadlines deadlines_;
+  Epoch epoch_{1};
+  bool changed_ = false;
+  std::map<MemberId, Entry> entries_;
+  std::vector<std::pair<std::string, std::string>> shared_config_;  // of the engines in the group
+  std::vector<Departure> departures_;
+};
+
+}  // namespace manta::cluster

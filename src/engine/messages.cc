@@ -1,0 +1,120 @@
+#include "engine/messages.h"
+
+#include "base/pack.h"
+
+namespace manta {
+static auto fields(RequestId& m) {
+  return std::tie(m.client, m.serial);
+}
+static constexpr ErrorCode last_value(ErrorCode) {
+  return ErrorCode::kInternal;
+}
+}  // namespace manta
+
+namespace manta::sample {
+static constexpr GrammarKind last_value(GrammarKind) {
+  return GrammarKind::kStructuralTag;
+}
+static auto fields(GrammarSpec& m) {
+  return std::tie(m.kind, m.text, m.any_whitespace);
+}
+static auto fields(SamplingParams& m) {
+  return std::tie(m.temperature, m.top_p, m.top_k, m.min_p, m.presence_penalty, m.frequency_penalty,
+                  m.repetition_penalty, m.seed, m.logit_bias, m.allowed_token_ids, m.bad_words, m.max_tokens,
+                  m.min_tokens, m.ignore_eos, m.eos_token_ids, m.stop_token_ids, m.num_logprobs, m.num_prompt_logprobs,
+                  m.grammar);
+}
+static auto fields(TokenLogprobs& m) {
+  return std::tie(m.token_ids, m.logprobs, m.rank);
+}
+}  // namespace manta::sample
+
+namespace manta::engine {
+
+static constexpr FinishReason last_value(FinishReason) {
+  return FinishReason::kError;
+}
+static auto fields(Hello& m) {
+  return std::tie(m.client, m.process);
+}
+static auto fields(Welcome& m) {
+  return std::tie(m.rank, m.pid, m.model, m.vocab_size, m.max_model_len, m.max_num_seqs, m.num_blocks, m.block_size,
+                  m.num_speculative_tokens);
+}
+static auto fields(Submit& m) {
+  return std::tie(m.id, m.tokens, m.num_prompt_tokens, m.sampling, m.priority, m.cache_salt, m.kv_transfer_params);
+}
+static auto fields(Abort& m) {
+  return std::tie(m.ids);
+}
+static auto fields(RequestOutput& m) {
+  return std::tie(m.id, m.tokens, m.logprobs, m.prompt_logprobs, m.finish, m.stop_token, m.num_cached_tokens,
+                  m.error_code, m.error_message, m.kv_transfer_params);
+}
+static auto fields(Load& m) {
+  return std::tie(m.num_running, m.num_waiting, m.num_free_blocks, m.num_blocks);
+}
+static auto fields(Outputs& m) {
+  return std::tie(m.step, m.load, m.requests);
+}
+static auto fields(Stale& m) {
+  return std::tie(m.current, m.ids);
+}
+
+const char* to_string(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kNone: return "none";
+    case FinishReason::kStop: return "stop";
+    case FinishReason::kLength: return "length";
+    case FinishReason::kAbort: return "abort";
+    case FinishReason::kError: return "error";
+  }
+  return "unknown";
+}
+
+std::string encode(const Hello& m) {
+  return pack_message(m);
+}
+std::string encode(const Welcome& m) {
+  return pack_message(m);
+}
+std::string encode(const Submit& m) {
+  return pack_message(m);
+}
+std::string encode(const Abort& m) {
+  return pack_message(m);
+}
+std::string encode(const Outputs& m) {
+  return pack_message(m);
+}
+std::string encode(const Stale& m) {
+  return pack_message(m);
+}
+
+Result<Hello> decode_hello(std::string_view p) {
+  return unpack_message<Hello>(p, "hello");
+}
+Result<Welcome> decode_welcome(std::string_view p) {
+  return unpack_message<Welcome>(p, "welcome");
+}
+Result<Abort> decode_abort(std::string_view p) {
+  return unpack_message<Abort>(p, "abort");
+}
+Result<Outputs> decode_outputs(std::string_view p) {
+  return unpack_message<Outputs>(p, "outputs");
+}
+Result<Stale> decode_stale(std::string_view p) {
+  return unpack_message<Stale>(p, "stale");
+}
+
+Result<Submit> decode_submit(std::string_view p) {
+  MANTA_ASSIGN(Submit m, unpack_message<Submit>(p, "submit"));
+  const auto num_tokens = static_cast<int64_t>(m.tokens.size());
+  if (m.num_prompt_tokens < 1 || m.num_prompt_tokens > num_tokens) {
+    return error(ErrorCode::kDataLoss,
+                 fmt::format("submit message: num_prompt_tokens {} of {} tokens", m.num_prompt_tokens, num_tokens));
+  }
+  return m;
+}
+
+}  // namespace manta::engine
