@@ -33,3 +33,9 @@ target_include_directories(manta_dep_xgrammar SYSTEM INTERFACE
   ${MANTA_DEPS_DIR}/xgrammar/include ${MANTA_DEPS_DIR}/xgrammar/3rdparty/picojson ${MANTA_DEPS_DIR}/xgrammar/3rdparty/dlpack/include)
 target_compile_definitions(manta_dep_xgrammar INTERFACE XGRAMMAR_ENABLE_CPPTRACE=0 XGRAMMAR_ENABLE_INTERNAL_CHECK=0)
 target_link_libraries(manta_dep_xgrammar INTERFACE Threads::Threads)
+
+# clang-14 (fuzzing, clang-tidy) has C++20 coroutines, but libstdc++ and Boost 1.74 look for later feature macros.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 15)
+  add_compile_definitions(__cpp_impl_coroutine=201902L BOOST_ASIO_HAS_CO_AWAIT BOOST_ASIO_HAS_STD_COROUTINE)
+  add_compile_options(-Wno-builtin-macro-redefined)
+endif()
