@@ -76,7 +76,7 @@ struct StepInputs {
   std::span<const SlotId> released;
   std::span<const SlotAdmission> admitted;
   std::span<const RowSlice> slices;
-  int padded_num_tokens = 0;  // >= rows; rows beyond are padding and touch no cache block
+  int padded_num_tokens = 0;  // rows of each microbatch; those beyond its slices are padding, touch no cache; 0 = none
   int num_microbatches = 1;
 };
 
@@ -151,9 +151,10 @@ struct StepOutputs {
   struct Slice {
     SlotId slot = -1;
     int num_rows = 0;
-    std::vector<TokenId> tokens;  // accepted, [1 .. num_rows]
+    std::vector<TokenId> tokens;  // accepted, [1 .. num_rows]; none for a slot that had already reached max_seq_len
     std::vector<sample::TokenLogprobs> logprobs;
-    std::vector<sample::TokenLogprobs> prompt_logprobs;
+    std::vector<sample::TokenLogprobs> prompt_logprobs;  // of tokens first_position + 1 .. while they are the prompt's
+    std::string error;  // not empty: this request must end (its logits are not finite, no token is allowed); no tokens
   };
   std::vector<Slice> slices;
   std::vector<ep::LayerLoad> expert_load;
@@ -174,6 +175,7 @@ class Backend {
 
   // ---- once ------------------------------------------------------------------------------------------------------
   virtual Status init(const ModelShape& shape, const Limits& limits) = 0;
+  // Copies what it keeps. The loader calls it from several threads at once: no shared state, no team of its own.
   virtual Result<PackedWeightPtr> pack(const WeightView& weight, WeightRole role) = 0;
   // Bytes that make_activations and init will have taken, for the ledger; callable after init.
   virtual size_t workspace_bytes() const = 0;
@@ -204,6 +206,7 @@ class Backend {
                          Hidden&) = 0;
   // add + norm, scores, top-k, physical ids; out: moe_input, topk_id, topk_weight of `act`. Ties: lower logical id.
   // Which replica serves a token depends on its position only, so that no batch changes it.
+  // `layer` is the layer's row in the map (MoE layers only, counted from 0), as in Routed and LayerLoad.
   virtual void route(Lane&, const StepView&, int layer, const PackedWeight& norm, const GateWeights&,
                      const ep::ExpertMap&, Activations& act, Hidden&) = 0;
   virtual void shared_expert(Lane&, const StepView&, const MlpWeights&, Activations& act) = 0;

@@ -1,0 +1,211 @@
+#include "backend/host/host_backend.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace manta::backend::host {
+namespace {
+
+Error invalid(std::string message) {
+  return error(ErrorCode::kInvalidArgument, std::move(message));
+}
+
+Status check_positive(const char* name, int value) {
+  if (value > 0) return {};
+  return invalid(fmt::format("{} {}: must be at least 1", name, value));
+}
+
+Status check_shape(const ModelShape& s) {
+  MANTA_TRY(check_positive("vocab_size", s.vocab_size));
+  MANTA_TRY(check_positive("hidden_size", s.hidden_size));
+  MANTA_TRY(check_positive("num_hidden_layers", s.num_hidden_layers));
+  MANTA_TRY(check_positive("num_attention_heads", s.num_attention_heads));
+  MANTA_TRY(check_positive("kv_lora_rank", s.kv_lora_rank));
+  MANTA_TRY(check_positive("qk_nope_head_dim", s.qk_nope_head_dim));
+  MANTA_TRY(check_positive("v_head_dim", s.v_head_dim));
+  if (s.qk_rope_head_dim < 2 || s.qk_rope_head_dim % 2 != 0) {
+    return invalid(fmt::format("qk_rope_head_dim {}: must be even and at least 2", s.qk_rope_head_dim));
+  }
+  if (s.n_routed_experts == 0) return {};
+  if (s.num_experts_per_tok < 1 || s.num_experts_per_tok > s.n_routed_experts) {
+    return invalid(fmt::format("num_experts_per_tok {}: must be in [1, {}] (n_routed_experts)", s.num_experts_per_tok,
+                               s.n_routed_experts));
+  }
+  if (s.n_group < 1 || s.n_routed_experts % s.n_group != 0) {
+    return invalid(fmt::format("n_group {}: must divide n_routed_experts {}", s.n_group, s.n_routed_experts));
+  }
+  if (s.topk_group < 1 || s.topk_group > s.n_group ||
+      s.topk_group * (s.n_routed_experts / s.n_group) < s.num_experts_per_tok) {
+    return invalid(fmt::format("topk_group {}: must be in [1, {}] (n_group) and hold {} experts in groups of {}",
+                               s.topk_group, s.n_group, s.num_experts_per_tok, s.n_routed_experts / s.n_group));
+  }
+  return {};
+}
+
+Status check_limits(const Limits& l, const ModelShape& shape) {
+  MANTA_TRY(check_positive("max_num_seqs", l.max_num_seqs));
+  MANTA_TRY(check_positive("max_num_batched_tokens", l.max_num_tokens));
+  MANTA_TRY(check_positive("max_model_len", l.max_model_len));
+  MANTA_TRY(check_positive("num_microbatches", l.num_microbatches));
+  if (l.num_speculative_tokens < 0 || l.num_speculative_tokens > shape.num_mtp_layers) {
+    return invalid(fmt::format("num_speculative_tokens {}: must be in [0, {}], a draft per MTP module of the model",
+                               l.num_speculative_tokens, shape.num_mtp_layers));
+  }
+  return {};
+}
+
+int64_t logit_capacity(const Limits& l) {
+  return std::max(l.max_num_tokens, l.max_num_seqs);  // mtp_draft needs a row per slice
+}
+
+}  // namespace
+
+Status HostActivations::allocate(const ModelShape& s, const Limits& l, DType activation, DType wire) {
+  const int64_t t = l.max_num_tokens, d = s.hidden_size, k = s.num_experts_per_tok;
+  const auto take = [this](Tensor& out, DType dtype, std::initializer_list<int64_t> shape) -> Status {
+    MANTA_ASSIGN(out, memory.allocate("the activations of a step", dtype, shape));
+    return {};
+  };
+  MANTA_TRY(take(hidden.hidden, activation, {t, d}));
+  MANTA_TRY(take(hidden.residual, activation, {t, d}));
+  MANTA_TRY(take(final_hidden, activation, {t, d}));
+  if (s.num_mtp_layers > 0) {
+    MANTA_TRY(take(mtp.hidden, activation, {t, d}));
+    MANTA_TRY(take(mtp.residual, activation, {t, d}));
+  }
+  MANTA_TRY(take(moe_input, wire, {t, d}));
+  MANTA_TRY(take(topk_id, DType::kI32, {t, k}));
+  MANTA_TRY(take(topk_weight, DType::kF32, {t, k}));
+  MANTA_TRY(take(combined, DType::kF32, {t, d}));
+  MANTA_TRY(take(shared_out, activation, {t, d}));
+  return take(logits, DType::kF32, {logit_capacity(l), s.vocab_size});
+}
+
+size_t HostActivations::num_bytes(const ModelShape& s, const Limits& l, DType activation, DType wire) {
+  const size_t t = l.max_num_tokens, d = s.hidden_size;
+  const size_t streams = s.num_mtp_layers > 0 ? 6 : 4;
+  const size_t per_token = d * (streams * dtype_bytes(activation) + dtype_bytes(wire) + sizeof(float)) +
+                           s.num_experts_per_tok * (sizeof(int32_t) + sizeof(float));
+  const size_t sampled = std::min<size_t>(t, static_cast<size_t>(l.max_num_seqs) * (1 + l.num_speculative_tokens));
+  return t * per_token + sampled * s.vocab_size * sizeof(float);
+}
+
+HostBackend::HostBackend(int num_threads) : team_(num_threads) {}
+
+Status HostBackend::init(const ModelShape& shape, const Limits& limits) {
+  MANTA_TRY(check_shape(shape));
+  MANTA_TRY(check_limits(limits, shape));
+  shape_ = shape;
+  limits_ = limits;
+  MANTA_ASSIGN(StepBuilder builder, StepBuilder::make(shape, limits));
+  builder_.emplace(std::move(builder));
+  sample_stage_.emplace(shape.vocab_size, team_.num_threads());
+  lanes_.clear();
+  for (int i = 0; i < limits.num_microbatches; ++i) lanes_.push_back(std::make_unique<Lane>());
+  MANTA_TRY(on_init());
+  initialised_ = true;
+  return {};
+}
+
+size_t HostBackend::workspace_bytes() const {
+  return (builder_ ? builder_->num_bytes() : 0) + derived_bytes();
+}
+
+Status HostBackend::make_cache(const kv::CacheGeometry& g) {
+  if (!initialised_) return error(ErrorCode::kFailedPrecondition, "make_cache before init");
+  MANTA_TRY(check_positive("num_blocks", g.num_blocks));
+  MANTA_TRY(check_positive("block_size", g.block_size));
+  if (g.num_layers != shape_.num_layers() || g.kv_lora_rank != shape_.kv_lora_rank ||
+      g.qk_rope_head_dim != shape_.qk_rope_head_dim || g.dtype != caps().cache_dtype) {
+    return invalid(fmt::format("a cache of {} layers, rows {} + {} {}: the model on this backend needs {}, {} + {} {}",
+                               g.num_layers, g.kv_lora_rank, g.qk_rope_head_dim, to_string(g.dtype),
+                               shape_.num_layers(), shape_.kv_lora_rank, shape_.qk_rope_head_dim,
+                               to_string(caps().cache_dtype)));
+  }
+  cache_memory_ = HostMemory();
+  cache_.clear();
+  for (int layer = 0; layer < g.num_layers; ++layer) {
+    MANTA_ASSIGN(Tensor rows,
+                 cache_memory_.allocate("the KV cache", g.dtype, {g.num_blocks, g.block_size, g.row_size()}));
+    cache_.push_back({rows});
+  }
+  geometry_ = g;
+  MANTA_ASSIGN(SlotTable slots, SlotTable::make(shape_, limits_, g));
+  slots_.emplace(std::move(slots));
+  return {};
+}
+
+KvLayer HostBackend::cache_layer(int layer) {
+  return cache_.at(layer);
+}
+
+Lane& HostBackend::lane(int microbatch) {
+  return *lanes_.at(microbatch);
+}
+
+Result<std::unique_ptr<ep::ExpertTransport>> HostBackend::make_transport(const std::string& kind) {
+  if (kind == "loopback") return ep::make_loopback_transport(caps().decode_layout);
+  return error(ErrorCode::kUnimplemented, fmt::format("expert transport '{}': {} has loopback", kind, caps().name));
+}
+
+Status HostBackend::plan(const StepInputs& inputs, std::vector<StepView>& microbatches) {
+  if (!slots_) return error(ErrorCode::kFailedPrecondition, "plan before make_cache");
+  if (in_flight_) return error(ErrorCode::kFailedPrecondition, "plan while a step is in flight: finish() it first");
+  MANTA_TRY(slots_->check(inputs));
+  MANTA_TRY(builder_->check(inputs));
+  slots_->apply(inputs);
+  builder_->build(inputs, *slots_, microbatches);
+  sample_stage_->begin(inputs, *slots_);
+  for (auto& load : expert_load_) std::fill(load.tokens.begin(), load.tokens.end(), 0);
+  fault_.reset();
+  in_flight_ = true;
+  return {};
+}
+
+Status HostBackend::run(const GraphKey*, std::span<const StepView> microbatches, const DriverFn& driver) {
+  if (!in_flight_) return error(ErrorCode::kFailedPrecondition, "run without a planned step");
+  driver(microbatches);
+  return {};
+}
+
+Result<StepOutputs> HostBackend::finish() {
+  if (!in_flight_) return error(ErrorCode::kFailedPrecondition, "finish without a step in flight");
+  in_flight_ = false;
+  if (fault_) return *fault_;
+  StepOutputs out;
+  MANTA_ASSIGN(out.slices, sample_stage_->take());
+  out.expert_load = expert_load_;
+  return out;
+}
+
+void HostBackend::gather_inputs(Lane&, const StepView& view) {
+  builder_->gather(view, *slots_);
+}
+
+void HostBackend::sample(Lane&, const StepView& view, Activations& act) {
+  sample_stage_->run(team_, view, builder_->pieces(view.microbatch), act.logits, *slots_);
+}
+
+void HostBackend::store_drafts(const StepView& view, const Tensor& logits) {
+  sample_stage_->draft(team_, view, logits, *slots_);
+}
+
+void HostBackend::count_expert_load(int layer, int num_physical, const StepView& view, const Tensor& topk_id) {
+  // Sized by the first step: only the expert map knows how many layers and slots there are.
+  while (static_cast<int>(expert_load_.size()) <= layer) {
+    expert_load_.push_back({static_cast<int>(expert_load_.size()), std::vector<int32_t>(num_physical, 0)});
+  }
+  std::vector<int32_t>& tokens = expert_load_[layer].tokens;
+  const int64_t n = view.num_tokens * topk_id.shape[1];
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t id = topk_id.as<int32_t>()[i];
+    if (id >= 0) ++tokens[id];
+  }
+}
+
+void HostBackend::fault(Error error) {
+  if (!fault_) fault_ = std::move(error);
+}
+
+}  // namespace manta::backend::host
