@@ -222,7 +222,7 @@ struct FakeExecutor::State {
     if (first + 1 != static_cast<int>(slot.tokens.size())) {
       return broken(step, fmt::format("slot {}: decode before its prompt is done", slice.slot));
     }
-    if (slice.max_num_tokens < 1 || first + slice.max_num_tokens > slice.max_seq_len ||
+    if (slice.max_num_tokens < 1 || first + slice.max_num_tokens >= slice.max_seq_len ||
         slice.max_seq_len > info.max_model_len) {
       return broken(step, fmt::format("slot {}: {} rows after {}, bound {}", slice.slot, slice.max_num_tokens, first,
                                       slice.max_seq_len));

@@ -312,7 +312,7 @@ void Scheduler::take_seat(StepPlan& plan, RequestState& r, int num_cached_tokens
 }
 
 void Scheduler::add_decode(StepPlan& plan, Step& step, RequestState& r, int rows, std::vector<BlockId> new_blocks) {
-  const int max_seq_len = r.num_tokens() + r.max_new_tokens - 1 + rows;
+  const int max_seq_len = r.num_tokens() + r.max_new_tokens + rows;
   plan.decodes.push_back({r.slot, rows, max_seq_len, std::move(new_blocks), {}});
   step.requests.push_back({&r, r.slot, -1, rows});
   r.planned_in = plan.id;

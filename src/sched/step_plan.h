@@ -41,7 +41,7 @@ struct PrefillSlice {
 struct DecodeSlice {
   SlotId slot = -1;
   int max_num_tokens = 1;  // 1 + drafts to verify: rows of the step
-  int max_seq_len = 0;     // cache rows after the step at most; below max_model_len
+  int max_seq_len = 0;     // tokens after the step at most, the sampled ones included; never above max_model_len
   std::vector<BlockId> new_blocks;
   // A request with a grammar is planned only after its last token is collected, alone (max_num_tokens 1).
   std::vector<uint32_t> token_bitmask;
