@@ -29,17 +29,17 @@ inline constexpr uint32_t kMaxPayloadBytes = 16u << 20;
 
 enum class FrameKind : uint16_t {
   // any connection
-  kHello = 1,      // first frame of the side that connected
-  kWelcome = 2,    // first frame of the side that accepted
-  kRefuse = 3,     // instead of kWelcome: why not; the connection closes after it
-  kStale = 4,      // your frame was of another epoch: here is the current one, and what was not done
+  kHello = 1,    // first frame of the side that connected
+  kWelcome = 2,  // first frame of the side that accepted
+  kRefuse = 3,   // instead of kWelcome: why not; the connection closes after it
+  kStale = 4,    // your frame was of another epoch: here is the current one, and what was not done
   kHeartbeat = 5,
-  kDrain = 6,      // no new work from here on
+  kDrain = 6,  // no new work from here on
   // api <-> engine
   kSubmit = 16,
   kAbort = 17,
-  kOutputs = 18,   // one per step and connection
-  kEpoch = 19,     // the engine's group moved to another epoch
+  kOutputs = 18,  // one per step and connection
+  kEpoch = 19,    // the engine's group moved to another epoch
   // engine, api <-> coordinator
   kJoin = 32,
   kMembership = 33,

@@ -64,15 +64,27 @@ struct RequestOutput {
   std::string kv_transfer_params;               // on the last output, JSON object or empty
 };
 
-// How full an engine is; rides on every kOutputs frame.
+// How full an engine is and what it has done since it started; rides on every kOutputs frame. Counters only grow, until
+// the process is replaced.
 struct Load {
   int32_t num_running = 0;
   int32_t num_waiting = 0;
-  int32_t num_free_blocks = 0;
+  int32_t num_free_blocks = 0;  // free, or cached and unused
   int32_t num_blocks = 0;
+  uint64_t num_preemptions = 0;
+  uint64_t prefix_cache_queries = 0;  // tokens
+  uint64_t prefix_cache_hits = 0;     // tokens
+  uint64_t num_drafts = 0;            // tokens drafted by the MTP module and verified
+  uint64_t num_accepted_drafts = 0;
+  uint64_t num_steps = 0;
+  uint64_t schedule_us = 0;  // where the steps' time went, sums
+  uint64_t forward_us = 0;
+  uint64_t dispatch_us = 0;
+  uint64_t combine_us = 0;
+  uint64_t sample_us = 0;
 };
 
-// kOutputs: everything a step gave this connection's requests.
+// kOutputs: everything a step gave this connection's requests. Without requests: the engine went idle, for its load.
 struct Outputs {
   StepId step = 0;
   Load load;

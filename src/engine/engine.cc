@@ -1,0 +1,248 @@
+#include "engine/engine.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+#include "base/log.h"
+
+namespace manta::engine {
+namespace {
+
+FinishReason translate(sched::FinishReason reason) {
+  switch (reason) {
+    case sched::FinishReason::kNone: return FinishReason::kNone;
+    case sched::FinishReason::kStop: return FinishReason::kStop;
+    case sched::FinishReason::kLength: return FinishReason::kLength;
+  }
+  return FinishReason::kNone;
+}
+
+void add_timing(Load& load, const exec::StepTiming& t) {
+  ++load.num_steps;
+  load.schedule_us += static_cast<uint64_t>(t.schedule_us);
+  load.forward_us += static_cast<uint64_t>(t.forward_us);
+  load.dispatch_us += static_cast<uint64_t>(t.dispatch_us);
+  load.combine_us += static_cast<uint64_t>(t.combine_us);
+  load.sample_us += static_cast<uint64_t>(t.sample_us);
+}
+
+}  // namespace
+
+Engine::Engine(EngineOptions options, std::unique_ptr<sched::Scheduler> scheduler,
+               std::unique_ptr<exec::Executor> executor, Deliver deliver)
+    : options_(options),
+      scheduler_(std::move(scheduler)),
+      executor_(std::move(executor)),
+      deliver_(std::move(deliver)) {
+  publish_snapshot();
+}
+
+Engine::~Engine() = default;
+
+Status Engine::run() {
+  bool nothing_to_plan = true;
+  while (true) {
+    const bool park = in_flight_.empty() && nothing_to_plan;
+    if (park) announce_idle();
+    for (Command& command : take_commands(park)) {
+      std::visit([this](auto&& c) { apply(std::move(c)); }, std::move(command));
+    }
+    flush(0);  // refusals, which belong to no step
+    if (leaving()) break;
+    MANTA_TRY(submit_plans());
+    nothing_to_plan = in_flight_.empty();
+    if (!in_flight_.empty()) MANTA_TRY(collect_one());
+  }
+  while (!in_flight_.empty()) MANTA_TRY(collect_one());
+  return executor_->drain();
+}
+
+bool Engine::leaving() {
+  const std::lock_guard lock(mutex_);
+  return stopping_ || (draining_ && mailbox_.empty() && !scheduler_->has_requests());
+}
+
+Status Engine::submit_plans() {
+  const auto begin = std::chrono::steady_clock::now();
+  while (static_cast<int>(in_flight_.size()) < options_.max_num_plans) {
+    std::optional<sched::StepPlan> plan = scheduler_->plan(sched::DpAgreement{});
+    if (!plan) break;
+    MANTA_ASSIGN(const exec::Ticket ticket, executor_->submit(std::move(*plan)));
+    in_flight_.push_back(ticket);
+  }
+  const auto spent = std::chrono::steady_clock::now() - begin;
+  load_.schedule_us += static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(spent).count());
+  return {};
+}
+
+Status Engine::collect_one() {
+  publish_snapshot();  // busy from here on: a stage counter that stands still is a fault
+  const exec::Ticket ticket = in_flight_.front();
+  auto result = executor_->collect(ticket, std::chrono::steady_clock::now() + options_.step_deadline);
+  if (!result.ok()) {
+    const exec::StageStamp at = executor_->where();
+    return error(result.error().code, fmt::format("rank {}: step {} failed at layer {}, stage {}: {}", options_.rank,
+                                                  ticket.id, at.layer, at.stage, result.error().message));
+  }
+  in_flight_.pop_front();
+  add_timing(load_, result->timing);
+  MANTA_ASSIGN(auto events, scheduler_->collect(result->id, std::move(result->slots)));
+  for (sched::RequestEvent& event : events) emit(std::move(event));
+  flush(result->id);
+  publish_snapshot();
+  return {};
+}
+
+// ---- mailbox ----
+
+void Engine::post(Command command) {
+  {
+    const std::lock_guard lock(mutex_);
+    mailbox_.push_back(std::move(command));
+  }
+  wake_.notify_one();
+}
+
+std::deque<Engine::Command> Engine::take_commands(bool wait) {
+  std::unique_lock lock(mutex_);
+  if (wait) wake_.wait(lock, [this] { return !mailbox_.empty() || draining_ || stopping_; });
+  return std::exchange(mailbox_, {});
+}
+
+void Engine::submit(Submit submit) {
+  post(std::move(submit));
+}
+void Engine::abort(std::vector<RequestId> ids) {
+  post(AbortCommand{std::move(ids)});
+}
+void Engine::client_gone(uint64_t client) {
+  post(ClientGoneCommand{client});
+}
+
+void Engine::drain() {
+  {
+    const std::lock_guard lock(mutex_);
+    draining_ = true;
+  }
+  wake_.notify_one();
+}
+
+void Engine::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_one();
+}
+
+Snapshot Engine::snapshot() const {
+  Snapshot s;
+  {
+    const std::lock_guard lock(mutex_);
+    s = snapshot_;
+  }
+  s.where = executor_->where();
+  return s;
+}
+
+// ---- requests ----
+
+void Engine::apply(Submit&& submit) {
+  const RequestId id = submit.id;
+  {
+    const std::lock_guard lock(mutex_);
+    if (draining_) {
+      return emit_error(id, error(ErrorCode::kUnavailable, "this engine is draining; send the request again"));
+    }
+  }
+  sched::Request request;
+  request.id = id;
+  request.tokens = std::move(submit.tokens);
+  request.num_prompt_tokens = submit.num_prompt_tokens;
+  request.sampling = std::move(submit.sampling);
+  request.priority = submit.priority;
+  request.cache_salt = std::move(submit.cache_salt);
+  const Status added = scheduler_->add(std::move(request));
+  if (!added.ok()) return emit_error(id, added.error());
+  unfinished_[id.client].insert(id.serial);
+}
+
+void Engine::apply(AbortCommand&& command) {
+  for (const RequestId id : command.ids) {
+    scheduler_->abort(id);
+    forget(id);
+  }
+}
+
+void Engine::apply(ClientGoneCommand&& command) {
+  const auto it = unfinished_.find(command.client);
+  if (it == unfinished_.end()) return;
+  for (const uint64_t serial : it->second) scheduler_->abort({command.client, serial});
+  unfinished_.erase(it);
+  outbox_.erase(command.client);
+}
+
+void Engine::forget(RequestId id) {
+  const auto it = unfinished_.find(id.client);
+  if (it != unfinished_.end()) it->second.erase(id.serial);
+}
+
+// ---- outputs ----
+
+void Engine::emit(sched::RequestEvent&& event) {
+  RequestOutput out;
+  out.id = event.id;
+  out.tokens = std::move(event.tokens);
+  out.logprobs = std::move(event.logprobs);
+  out.prompt_logprobs = std::move(event.prompt_logprobs);
+  out.finish = translate(event.finish);
+  out.stop_token = event.stop_token;
+  out.num_cached_tokens = event.num_cached_tokens;
+  if (out.finish != FinishReason::kNone) forget(out.id);
+  outbox_[out.id.client].push_back(std::move(out));
+}
+
+void Engine::emit_error(RequestId id, const Error& e) {
+  RequestOutput out;
+  out.id = id;
+  out.finish = FinishReason::kError;
+  out.error_code = e.code;
+  out.error_message = e.message;
+  outbox_[id.client].push_back(std::move(out));
+}
+
+void Engine::flush(StepId step) {
+  if (outbox_.empty()) return;
+  publish_snapshot();
+  for (auto& [client, requests] : outbox_) deliver_(client, Outputs{step, load_, std::move(requests)});
+  outbox_.clear();
+  idle_announced_ = false;
+}
+
+// Front-ends hear of an engine's load with their own outputs; the last word of a busy period goes to all of them.
+void Engine::announce_idle() {
+  publish_snapshot();
+  if (std::exchange(idle_announced_, true)) return;
+  deliver_(kAllClients, Outputs{0, load_, {}});
+}
+
+void Engine::publish_snapshot() {
+  const sched::SchedulerStats stats = scheduler_->stats();
+  load_.num_running = stats.num_running;
+  load_.num_waiting = stats.num_waiting;
+  load_.num_free_blocks = stats.num_available_blocks;
+  load_.num_blocks = stats.num_blocks;
+  load_.num_preemptions = stats.num_preemptions;
+  load_.prefix_cache_queries = stats.prefix_cache_queries;
+  load_.prefix_cache_hits = stats.prefix_cache_hits;
+  load_.num_drafts = stats.num_draft_tokens;
+  load_.num_accepted_drafts = stats.num_accepted_draft_tokens;
+  const std::lock_guard lock(mutex_);
+  snapshot_.load = load_;
+  snapshot_.busy = !in_flight_.empty();
+}
+
+}  // namespace manta::engine

@@ -1,0 +1,220 @@
+#include "engine/server.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <map>
+#include <optional>
+#include <utility>
+
+#include "base/frame_connection.h"
+#include "base/log.h"
+#include "cluster/link.h"
+#include "engine/engine.h"
+
+namespace manta::engine {
+namespace {
+
+namespace asio = boost::asio;
+
+class EngineServer : public Server {
+ public:
+  EngineServer(asio::io_context& io, ServerOptions options) : io_(io), options_(std::move(options)) {}
+
+  Status listen() {
+    MANTA_ASSIGN(listener_,
+                 listen_frames(io_, options_.listen, [this](FrameConnectionPtr c) { accept(std::move(c)); }));
+    join();
+    return {};
+  }
+
+  void ready(Engine& engine, Welcome welcome) override {
+    asio::post(io_, [this, &engine, welcome = std::move(welcome)] {
+      engine_ = &engine;
+      welcome_ = welcome;
+      link_->heartbeat_now();
+      for (auto& [id, front_end] : front_ends_) greet(front_end);
+    });
+  }
+
+  void deliver(uint64_t client, Outputs&& outputs) override {
+    // Packed on the engine's thread; the io thread only writes.
+    asio::post(io_, [this, client, payload = encode(outputs)] {
+      for (auto& [id, stream] : by_client_) {
+        if (client == kAllClients || client == id) stream->send(FrameKind::kOutputs, epoch_, payload);
+      }
+    });
+  }
+
+  void drain() override {
+    draining_ = true;
+    link_->heartbeat_now();
+    for (auto& [id, f] : front_ends_) f.stream->send(FrameKind::kDrain, epoch_, {});
+  }
+
+  void close(std::function<void()> done) override {
+    listener_->close();
+    for (auto& [id, f] : front_ends_) f.stream->finish("engine leaves");
+    closed_ = std::move(done);
+    if (front_ends_.empty()) finish_close();
+  }
+
+ private:
+  struct FrontEnd {
+    FrameConnectionPtr stream;
+    std::optional<Hello> hello;
+    bool greeted = false;
+  };
+
+  void join() {
+    cluster::LinkOptions link;
+    link.coordinator = options_.coordinator;
+    link.join.self.role = cluster::Role::kEngine;
+    link.join.self.rank = options_.rank;
+    link.join.self.pid = ::getpid();
+    link.join.self.host = options_.host;
+    link.join.self.address = listener_->address();
+    link.join.shared_config = options_.shared_config;
+    link.heartbeat = [this] { return heartbeat(); };
+    link.on_membership = [this](Epoch epoch, const cluster::Membership&) { on_epoch(epoch); };
+    link.on_refused = options_.on_refused;
+    link_ = std::make_unique<cluster::Link>(io_, std::move(link));
+  }
+
+  cluster::Heartbeat heartbeat() const {
+    cluster::Heartbeat beat;
+    beat.state = draining_ ? cluster::State::kDraining : engine_ ? cluster::State::kReady : cluster::State::kStarting;
+    if (!engine_) {
+      beat.where.stage = "loading";
+      return beat;
+    }
+    const Snapshot s = engine_->snapshot();
+    beat.where = {s.where.step, s.where.layer, s.where.stage, s.where.counter, s.busy};
+    beat.num_running = s.load.num_running;
+    beat.num_waiting = s.load.num_waiting;
+    return beat;
+  }
+
+  void on_epoch(Epoch epoch) {
+    if (epoch == epoch_) return;
+    epoch_ = epoch;
+    for (auto& [id, f] : front_ends_) {
+      if (f.greeted) f.stream->send(FrameKind::kEpoch, epoch_, {});
+    }
+  }
+
+  void accept(FrameConnectionPtr stream) {
+    const uint64_t id = ++last_id_;
+    front_ends_[id].stream = stream;
+    stream->start([this, id](Frame&& frame) { on_frame(id, std::move(frame)); },
+                  [this, id](const Error& e) { on_close(id, e); });
+  }
+
+  void on_close(uint64_t id, const Error& e) {
+    const auto it = front_ends_.find(id);
+    if (it->second.hello) {
+      const uint64_t client = it->second.hello->client;
+      spdlog::info("{} left: {}", it->second.hello->process, e.message);
+      by_client_.erase(client);
+      if (engine_) engine_->client_gone(client);
+    }
+    front_ends_.erase(it);
+    if (closed_ && front_ends_.empty()) finish_close();
+  }
+
+  void on_frame(uint64_t id, Frame&& frame) {
+    FrontEnd& f = front_ends_.at(id);
+    Status status;
+    switch (frame.kind) {
+      case FrameKind::kHello: status = on_hello(f, frame); break;
+      case FrameKind::kSubmit: status = on_submit(f, frame); break;
+      case FrameKind::kAbort: status = on_abort(f, frame); break;
+      default: status = error(ErrorCode::kDataLoss, std::string("unexpected frame: ") + to_string(frame.kind));
+    }
+    if (status.ok()) return;
+    spdlog::warn("front-end connection: {}", status.error().message);
+    f.stream->close(status.error().message);
+  }
+
+  Status on_hello(FrontEnd& f, const Frame& frame) {
+    MANTA_ASSIGN(Hello hello, decode_hello(frame.payload));
+    if (f.hello || by_client_.contains(hello.client)) {
+      return error(ErrorCode::kDataLoss, fmt::format("client {:x} said hello twice", hello.client));
+    }
+    by_client_[hello.client] = f.stream;
+    f.hello = std::move(hello);
+    greet(f);
+    return {};
+  }
+
+  void greet(FrontEnd& f) {
+    if (!engine_ || !f.hello || f.greeted) return;
+    f.greeted = true;
+    f.stream->send(FrameKind::kWelcome, epoch_, encode(welcome_));
+    if (draining_) f.stream->send(FrameKind::kDrain, epoch_, {});
+  }
+
+  Status on_submit(FrontEnd& f, const Frame& frame) {
+    MANTA_TRY(expect_greeted(f));
+    MANTA_ASSIGN(Submit submit, decode_submit(frame.payload));
+    if (submit.id.client != f.hello->client) {
+      return error(ErrorCode::kDataLoss,
+                   fmt::format("request {} does not belong to client {:x}", to_string(submit.id), f.hello->client));
+    }
+    if (frame.epoch != epoch_) {
+      f.stream->send(FrameKind::kStale, epoch_, encode(Stale{epoch_.value, {submit.id}}));
+      return {};
+    }
+    engine_->submit(std::move(submit));
+    return {};
+  }
+
+  Status on_abort(FrontEnd& f, const Frame& frame) {
+    MANTA_TRY(expect_greeted(f));
+    MANTA_ASSIGN(Abort abort, decode_abort(frame.payload));
+    for (const RequestId id : abort.ids) {
+      if (id.client != f.hello->client) {
+        return error(ErrorCode::kDataLoss, fmt::format("abort of request {}: it does not belong to client {:x}",
+                                                       to_string(id), f.hello->client));
+      }
+    }
+    engine_->abort(std::move(abort.ids));  // of whatever epoch: ending work is always right
+    return {};
+  }
+
+  static Status expect_greeted(const FrontEnd& f) {
+    if (f.greeted) return {};
+    return error(ErrorCode::kDataLoss, "requests before the welcome");
+  }
+
+  // Connections that finish end in later turns of the loop; the last one closes the door.
+  void finish_close() {
+    link_ = nullptr;
+    asio::post(io_, std::exchange(closed_, nullptr));
+  }
+
+  asio::io_context& io_;
+  ServerOptions options_;
+  std::unique_ptr<FrameListener> listener_;
+  std::unique_ptr<cluster::Link> link_;
+  std::map<uint64_t, FrontEnd> front_ends_;           // by connection
+  std::map<uint64_t, FrameConnectionPtr> by_client_;  // those that said hello
+  uint64_t last_id_ = 0;
+  Engine* engine_ = nullptr;
+  Welcome welcome_;
+  Epoch epoch_;
+  bool draining_ = false;
+  std::function<void()> closed_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Server>> Server::open(asio::io_context& io, ServerOptions options) {
+  auto server = std::make_unique<EngineServer>(io, std::move(options));
+  MANTA_TRY(server->listen());
+  return std::unique_ptr<Server>(std::move(server));
+}
+
+}  // namespace manta::engine
