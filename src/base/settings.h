@@ -14,6 +14,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/env.h"
@@ -93,6 +94,8 @@ struct SettingDifference {
   std::string key, here, there;
 };
 std::string config_hash(const Settings& settings);  // 16 hex digits
+// Those rows as text, in table order: what an engine shows the coordinator when it joins.
+std::vector<std::pair<std::string, std::string>> shared_settings(const Settings& settings);
 std::optional<SettingDifference> first_difference(const Settings& here, const Settings& there);
 
 // "max_num_seqs=512 (command line)" for each value that is not its default, in table order. Secrets show as ***.

@@ -21,6 +21,10 @@ void Lines::add(const std::string& subject, const std::string& line) {
   lines_.push_back({line, {subject}});
 }
 
+std::string Lines::joined() const {
+  return fmt::format("{}", fmt::join(text(), "\n"));
+}
+
 std::vector<std::string> Lines::text() const {
   std::vector<std::string> out;
   for (const auto& [line, subjects] : lines_) out.push_back(fmt::format("{}: {}", fmt::join(subjects, ", "), line));
@@ -32,6 +36,13 @@ namespace {
 // " (environment VLLM_DP_SIZE)"; nothing for the command line, where the user is looking already.
 std::string place(const SettingOrigin& origin) {
   return origin.source == SettingSource::kCommandLine ? "" : fmt::format(" ({})", to_string(origin));
+}
+
+// A value in a message: as typed, but not by the page.
+std::string brief(const json& value) {
+  constexpr size_t kMost = 120;
+  const std::string text = show(value);
+  return text.size() <= kMost ? text : text.substr(0, kMost) + "...";
 }
 
 // The rows one may have meant by path: those of the same object, or all options.
@@ -66,6 +77,15 @@ json& descend(json& object, std::string_view rest) {
   return *at;
 }
 
+// Not json::merge_patch, for which null deletes: a null in hf_overrides is a value.
+void merge(json& into, const json& from) {
+  for (const auto& [key, value] : from.items())
+    if (json& at = into[key]; at.is_object() && value.is_object())
+      merge(at, value);
+    else
+      at = value;
+}
+
 }  // namespace
 
 void Assignments::unknown(const std::string& path, const SettingOrigin& origin) {
@@ -82,7 +102,11 @@ void Assignments::set(const std::string& path, const json& value, const SettingO
   const Setting* row = find(path);
   if (row != nullptr && row->kind == Kind::kObject) return set_object(path, value, origin);
   if (row != nullptr) return set_row(*row, value, origin);
-  if (!set_inside_json(path, value, origin, false)) unknown(path, origin);
+  if (set_inside_json(path, value, origin, false)) return;
+  if (path.starts_with("no_"))  // no_enable_prefix_caching: true, as vLLM's config files may say
+    if (const Setting* positive = find(path.substr(3)); positive != nullptr && positive->kind == Kind::kFlag)
+      if (const auto off = coerce(*positive, value); off.ok()) return set_row(*positive, !off->get<bool>(), origin);
+  unknown(path, origin);
 }
 
 void Assignments::set_renamed(const Renamed& row, const json& value, const SettingOrigin& origin) {
@@ -90,7 +114,7 @@ void Assignments::set_renamed(const Renamed& row, const json& value, const Setti
     Setting flag;
     flag.kind = Kind::kFlag;
     const auto on = coerce(flag, value);
-    if (!on.ok()) return problem(fmt::format("{} {}", row.from, show(value)), on.error().message);
+    if (!on.ok()) return problem(fmt::format("{} {}", row.from, brief(value)), on.error().message);
     note(row.from, fmt::format("another vLLM version's name; taken as {} = {}", row.to[0], !on->get<bool>()));
     return set(row.to[0], !on->get<bool>(), origin);
   }
@@ -100,9 +124,9 @@ void Assignments::set_renamed(const Renamed& row, const json& value, const Setti
 
 void Assignments::set_object(const std::string& path, const json& value, const SettingOrigin& origin) {
   json object = value;
-  if (value.is_string()) object = json::parse(value.get_ref<const std::string&>(), nullptr, false);
+  if (value.is_string()) object = parse_json(value.get_ref<const std::string&>());
   if (!object.is_object())
-    return problem(fmt::format("{} {}", path, show(value)),
+    return problem(fmt::format("{} {}", path, brief(value)),
                    "must be a JSON object, as in '{\"key\": 1}'" + place(origin));
   for (const auto& [key, element] : object.items()) set(path + "." + canonical(key), element, origin);
 }
@@ -111,6 +135,10 @@ bool Assignments::set_inside_json(const std::string& path, const json& value, co
                                   bool append) {
   const Setting* row = enclosing_row(path);
   if (row == nullptr || row->kind != Kind::kJson) return false;
+  if (std::count(path.begin(), path.end(), '.') > kMaxJsonDepth) {
+    problem(row->key, fmt::format("keys are nested deeper than {}", kMaxJsonDepth));
+    return true;
+  }
   json inner = json::object();
   if (const auto it = given_.find(row->key); append && it != given_.end() && it->second.value.is_object())
     inner = it->second.value;
@@ -128,17 +156,16 @@ bool Assignments::set_inside_json(const std::string& path, const json& value, co
 // Later wins; JSON objects are merged key by key; a list option that is repeated in one place grows.
 void Assignments::set_row(const Setting& row, json value, const SettingOrigin& origin) {
   if (row.kind == Kind::kJson && value.is_string())
-    if (json parsed = json::parse(value.get_ref<const std::string&>(), nullptr, false); parsed.is_object())
-      value = parsed;
+    if (json parsed = parse_json(value.get_ref<const std::string&>()); parsed.is_object()) value = parsed;
   const auto [it, fresh] = given_.try_emplace(row.key, Given{value, origin});
   if (fresh) return;
   Given& given = it->second;
   const bool same_place = given.origin.source == origin.source && given.origin.where == origin.where;
   if (row.kind == Kind::kJson && given.value.is_object() && value.is_object()) {
-    given.value.merge_patch(value);
+    merge(given.value, value);
   } else {
     if (same_place && given.value != value && origin.source == SettingSource::kCommandLine)
-      note(row.key, fmt::format("given twice; {} is used", row.secret ? "the second" : show(value)));
+      note(row.key, fmt::format("given twice; {} is used", row.secret ? "the second" : brief(value)));
     given.value = std::move(value);
   }
   given.origin = origin;
@@ -170,22 +197,25 @@ void Assignments::set_environment(const EnvMap& env) {
     for (const std::string& name : row.variables)
       if (const auto it = env.find(name); it != env.end() && !it->second.empty())
         set(row.key, it->second, {SettingSource::kEnvironment, name});
+  set_variables_without_option(env);
+}
+
+void Assignments::set_variables_without_option(const EnvMap& env) {
   std::vector<std::string> known;
   for (const Setting& row : table()) known.insert(known.end(), row.variables.begin(), row.variables.end());
   for (const Variable& v : variables()) known.push_back(v.name);
   for (const auto& [name, value] : env) {
     if (value.empty()) continue;
-    const auto is = [&](const Variable& v) { return v.name == name; };
-    const auto it = std::find_if(variables().begin(), variables().end(), is);
+    const auto it =
+        std::find_if(variables().begin(), variables().end(), [&](const Variable& v) { return v.name == name; });
     if (it != variables().end()) {
       const bool off = value == "0" || value == "false" || value == "False";
       if (it->answer == Answer::kNoted) note(name, it->line);
-      if (it->answer == Answer::kRefused && !off) problem(name, it->line);
+      if (it->answer == Answer::kRefused && !off) refuse(name, it->line);
     } else if ((name.starts_with("VLLM_") || name.starts_with("MANTA_")) &&
                std::find(known.begin(), known.end(), name) == known.end()) {
       const std::string near = nearest_name(name, known);
-      note(name, near.empty() ? "not known to manta, no effect"
-                              : fmt::format("not known to manta, no effect; nearest: {}", near));
+      note(name, "not known to manta, no effect" + (near.empty() ? "" : "; nearest: " + near));
     }
   }
 }
@@ -193,8 +223,7 @@ void Assignments::set_environment(const EnvMap& env) {
 void Assignments::resolve_row(const Setting& row, const Given& given, json& values) {
   const auto value = coerce(row, given.value);
   if (!value.ok()) {
-    all_refusals_ = false;
-    return problem(fmt::format("{} {}", row.key, row.secret ? "***" : show(given.value)),
+    return problem(fmt::format("{} {}", row.key, row.secret ? "***" : brief(given.value)),
                    value.error().message + place(given.origin));
   }
   const bool refused_value = std::any_of(row.refused_values.begin(), row.refused_values.end(),
@@ -203,18 +232,41 @@ void Assignments::resolve_row(const Setting& row, const Given& given, json& valu
   // An object that is refused whole names itself once, not each of its keys.
   const size_t dot = row.key.find('.');
   const Setting* object = dot == std::string::npos ? nullptr : find(row.key.substr(0, dot));
-  if (object != nullptr && object->answer == Answer::kRefused) return problem(object->key, object->line);
+  if (object != nullptr && object->answer == Answer::kRefused) return refuse(object->key, object->line);
   if (const std::string why = refusal(row, *value); !why.empty()) {
-    const bool off_by_default = row.kind == Kind::kFlag || row.default_json == "null";
-    return problem(off_by_default ? row.key : fmt::format("{} {}", row.key, show(*value)), why);
+    // Where other values are fine, the message says which one is not.
+    const bool has_fine_values = refused_value || !row.fixed.empty() || row.default_json != "null";
+    const bool shown = has_fine_values && row.kind != Kind::kFlag;
+    return refuse(shown ? fmt::format("{} {}", row.key, brief(*value)) : row.key, why);
   }
-  if (row.answer == Answer::kNoted) note(row.key, row.line);
+  const bool says_nothing = row.kind == Kind::kFlag && *value == json::parse(row.default_json);
+  if (row.answer == Answer::kNoted && !says_nothing) note(row.key, row.line);
+}
+
+// A limit that was not given follows those that were.
+void Assignments::derive(Settings& s) {
+  if (given_.contains("max_num_batched_tokens")) return;
+  const int64_t whole_prompt = s.enable_chunked_prefill ? 0 : s.max_model_len.value_or(0);
+  const int64_t least = std::max(s.max_num_seqs, whole_prompt);
+  if (least <= s.max_num_batched_tokens) return;
+  s.max_num_batched_tokens = least;
+  note("max_num_batched_tokens",
+       fmt::format("raised to {} for {}", least, least == s.max_num_seqs ? "max_num_seqs" : "prompts in one piece"));
+}
+
+void Assignments::note_without_effect(const json& values) {
+  for (const Setting& row : table()) {
+    if (row.only_with.empty()) continue;
+    const auto differs = [&](const std::string& key) {
+      return values.contains(key) && values[key] != json::parse(find(key)->default_json);
+    };
+    if (differs(row.key) && !differs(row.only_with)) note(row.key, "no effect without " + row.only_with);
+  }
 }
 
 Result<ParsedSettings> Assignments::resolve() {
   ParsedSettings out;
   json values = json::object();
-  const bool spelled_right = problems_.empty();
   for (const Setting& row : table()) {
     const auto it = given_.find(row.key);
     if (it == given_.end()) continue;
@@ -224,16 +276,11 @@ Result<ParsedSettings> Assignments::resolve() {
   for_each_field(out.settings, [&](const char* key, auto& field) {
     if (const auto it = values.find(key); it != values.end()) field_from_json(*it, field);
   });
-  std::vector<std::string> lines = problems_.text();
-  // Values that could not be read would only cause second errors here.
-  Lines together;
-  if (spelled_right && all_refusals_) check_together(out.settings, together);
-  for (const std::string& line : together.text()) lines.push_back(line);
-  if (!lines.empty()) {
-    const bool only_refused = spelled_right && all_refusals_ && together.empty();
-    return error(only_refused ? ErrorCode::kUnimplemented : ErrorCode::kInvalidArgument,
-                 fmt::format("{}", fmt::join(lines, "\n")));
-  }
+  if (!problems_.empty())
+    return error(only_refused_ ? ErrorCode::kUnimplemented : ErrorCode::kInvalidArgument, problems_.joined());
+  derive(out.settings);
+  MANTA_TRY(validate(out.settings));
+  note_without_effect(values);
   out.notes = notes_.text();
   return out;
 }

@@ -19,6 +19,7 @@ class Lines {
   void add(const std::string& subject, const std::string& line);
   bool empty() const { return lines_.empty(); }
   std::vector<std::string> text() const;
+  std::string joined() const;  // one line each
 
  private:
   std::vector<std::pair<std::string, std::vector<std::string>>> lines_;  // line, subjects
@@ -33,7 +34,12 @@ class Assignments {
   void append(const std::string& path, const std::vector<std::string>& elements, const SettingOrigin& origin);
   void set_environment(const EnvMap& env);
 
-  void problem(const std::string& subject, const std::string& line) { problems_.add(subject, line); }
+  void problem(const std::string& subject, const std::string& line) {
+    only_refused_ = false;
+    problems_.add(subject, line);
+  }
+  // A problem of ours rather than of the input: known, and not done here.
+  void refuse(const std::string& subject, const std::string& reason) { problems_.add(subject, reason); }
   void note(const std::string& subject, const std::string& line) { notes_.add(subject, line); }
 
   // Call once, last. Checks kinds, bounds, choices and answers of all rows, then validate().
@@ -48,12 +54,15 @@ class Assignments {
   void set_object(const std::string& path, const nlohmann::json& value, const SettingOrigin& origin);
   bool set_inside_json(const std::string& path, const nlohmann::json& value, const SettingOrigin& origin, bool append);
   void set_row(const Setting& row, nlohmann::json value, const SettingOrigin& origin);
+  void set_variables_without_option(const EnvMap& env);
   void unknown(const std::string& path, const SettingOrigin& origin);
   void resolve_row(const Setting& row, const Given& given, nlohmann::json& values);
+  void derive(Settings& settings);
+  void note_without_effect(const nlohmann::json& values);
 
   std::map<std::string, Given> given_;  // by key
   Lines problems_, notes_;
-  bool all_refusals_ = true;
+  bool only_refused_ = true;  // decides between kUnimplemented and kInvalidArgument
 };
 
 // What no single row can see: "subject: line" problems of settings that need or exclude each other.

@@ -36,12 +36,13 @@ std::string default_of(const Setting& row) {
   if (row.default_json == "null" || row.default_json == "[]" || row.default_json == "{}" || row.default_json == "\"\"")
     return "";
   if (row.kind == Kind::kFlag) return row.default_json == "true" ? "on" : "";
-  return settings::show(nlohmann::json::parse(row.default_json));
+  const auto value = nlohmann::json::parse(row.default_json);
+  return row.kind == Kind::kReal ? fmt::format("{}", value.get<double>()) : settings::show(value);
 }
 
 std::string bounds_of(const Setting& row) {
   const auto number = [&](double x) { return fmt::format("{}", x); };
-  if (row.min && row.max) return fmt::format("{:.0f} to {:.0f}", *row.min, *row.max);
+  if (row.min && row.max) return number(*row.min) + " to " + number(*row.max);
   if (row.min) return "at least " + number(*row.min);
   return "";
 }
@@ -56,8 +57,26 @@ std::string signature(const Setting& row) {
   return argument.empty() ? out : out + " " + argument;
 }
 
+// Has an effect in this version: a part of something that is refused has none.
+bool in_effect(const Setting& row) {
+  if (row.answer != Answer::kWorks) return false;
+  if (!row.only_with.empty() && !in_effect(*settings::find(row.only_with))) return false;
+  const size_t dot = row.key.rfind('.');
+  return dot == std::string::npos || in_effect(*settings::find(row.key.substr(0, dot)));
+}
+
+// The keys of an object that have an effect.
+std::vector<std::string> keys_of(const Setting& object) {
+  std::vector<std::string> out;
+  const std::string prefix = object.key + ".";
+  for (const Setting& row : settings::table())
+    if (row.key.starts_with(prefix) && row.has_field && in_effect(row)) out.push_back(row.key.substr(prefix.size()));
+  return out;
+}
+
 std::string explanation(const Setting& row) {
   std::string out = row.help.empty() ? row.line : row.help;
+  if (const auto keys = keys_of(row); !keys.empty()) out += fmt::format(". Keys: {}", fmt::join(keys, ", "));
   if (row.kind == Kind::kFlag && row.default_json == "true") out = "not: " + out;
   const std::string value = default_of(row);
   if (row.kind != Kind::kFlag && !value.empty())
@@ -95,7 +114,10 @@ std::string help_row(const Setting& row) {
 }
 
 bool asked_for(const Setting& row, const std::string& about) {
-  if (about.empty()) return row.has_field ? row.answer == Answer::kWorks : row.kind == Kind::kObject;
+  if (about.empty()) {
+    if (row.kind == Kind::kObject) return !keys_of(row).empty();
+    return row.has_field && in_effect(row) && row.key.find('.') == std::string::npos;
+  }
   if (about == "all") return true;
   std::string group = row.group;
   std::transform(group.begin(), group.end(), group.begin(), [](unsigned char c) { return std::tolower(c); });
@@ -143,11 +165,14 @@ std::string cell(const std::string& text) {
 
 std::string answer_of(const Setting& row) {
   switch (row.answer) {
-    case Answer::kWorks: return "works";
+    case Answer::kWorks: break;
     case Answer::kRefused: return "refused: " + row.line;
     case Answer::kNoted: return "noted: " + row.line;
   }
-  return "";
+  std::string out = row.only_with.empty() ? "works" : "works with `" + row.only_with + "`";
+  if (!row.only_with.empty() && !in_effect(*settings::find(row.only_with))) out += ", which is refused";
+  for (const auto& [value, why] : row.refused_values) out += fmt::format("; {} is refused: {}", value, why);
+  return out;
 }
 
 std::string values_of(const Setting& row) {

@@ -38,7 +38,7 @@ class TableMaker {
   void row(const char* key, Kind kind, const char* help, std::initializer_list<Attribute> attributes) {
     Setting& s = add(key, kind);
     s.help = help;
-    for (const Attribute& a : attributes) a.apply(s, a);
+    for (const Attribute& apply : attributes) apply(s);
   }
   void fixed(const char* keys, const char* values, const char* reason) {
     answer_rows(keys, Kind::kText, Answer::kRefused, reason);
@@ -226,6 +226,8 @@ std::string nearest_name(std::string_view name, std::span<const std::string> kno
   std::string best;
   size_t best_distance = std::max<size_t>(2, name.size() / 3) + 1;
   for (const std::string& candidate : known) {
+    const size_t longer = std::max(name.size(), candidate.size()), shorter = std::min(name.size(), candidate.size());
+    if (longer - shorter >= best_distance) continue;
     const size_t distance = edit_distance(name, candidate);
     if (distance < best_distance) {
       best_distance = distance;

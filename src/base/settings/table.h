@@ -27,6 +27,7 @@ struct Setting {
   bool takes_suffix = false;           // 16k, 4M, …
   bool secret = false;                 // never printed
   bool same_on_all_nodes = false;      // part of config_hash
+  std::string only_with;               // key that must differ from its default for this one to have an effect
 
   Answer answer = Answer::kWorks;
   std::string line;                                                 // the reason, or what it does here instead

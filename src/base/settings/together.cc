@@ -45,9 +45,10 @@ void check_data_parallel(const Settings& s, Lines& problems) {
   if (s.data_parallel_size_local && *s.data_parallel_size_local > size)
     problems.add(given("data_parallel_size_local", *s.data_parallel_size_local),
                  fmt::format("must be at most data_parallel_size ({})", size));
-  if (s.data_parallel_size_local && *s.data_parallel_size_local < size && !s.data_parallel_start_rank)
-    problems.add(given("data_parallel_size_local", *s.data_parallel_size_local),
-                 fmt::format("needs data_parallel_start_rank when it is less than data_parallel_size ({})", size));
+  if (s.data_parallel_size_local && *s.data_parallel_size_local < size)
+    problems.add(
+        given("data_parallel_size_local", *s.data_parallel_size_local),
+        fmt::format("not in this version yet: a deployment over several nodes; data_parallel_size is {}", size));
   if (s.data_parallel_start_rank) {
     if (!s.data_parallel_size_local)
       problems.add("data_parallel_start_rank", "needs data_parallel_size_local");
@@ -106,7 +107,7 @@ Status validate(const Settings& settings) {
   settings::Lines problems;
   settings::check_together(settings, problems);
   if (problems.empty()) return {};
-  return error(ErrorCode::kInvalidArgument, fmt::format("{}", fmt::join(problems.text(), "\n")));
+  return error(ErrorCode::kInvalidArgument, problems.joined());
 }
 
 }  // namespace manta

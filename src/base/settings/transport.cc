@@ -68,6 +68,15 @@ std::string config_hash(const Settings& settings) {
   return fmt::format("{:016x}", hash);
 }
 
+std::vector<std::pair<std::string, std::string>> shared_settings(const Settings& settings) {
+  const json values = all_fields(settings);
+  std::vector<std::pair<std::string, std::string>> out;
+  for (const auto& row : settings::table()) {
+    if (row.same_on_all_nodes && row.has_field) out.emplace_back(row.key, settings::show(values[row.key]));
+  }
+  return out;
+}
+
 std::optional<SettingDifference> first_difference(const Settings& here, const Settings& there) {
   const json a = all_fields(here), b = all_fields(there);
   for (const auto& row : settings::table())

@@ -107,9 +107,9 @@ Result<json> to_real(const json& value) {
 }
 
 // Settings travel as JSON, which is UTF-8; the library throws on anything else.
-bool is_utf8(const std::string& text) {
+bool is_utf8(const json& value) {
   try {
-    (void)json(text).dump();
+    (void)value.dump();
     return true;
   } catch (const json::exception&) {
     return false;
@@ -119,7 +119,6 @@ bool is_utf8(const std::string& text) {
 Result<json> to_text(const Setting& row, const json& value) {
   if (value.is_object() || value.is_array()) return bad("must be a text");
   const std::string text = show(value);
-  if (!is_utf8(text)) return bad("is not UTF-8");
   if (row.choices.empty() || value == json::parse(row.default_json)) return json(text);
   for (const std::string& choice : row.choices)
     if (lower(choice) == lower(text)) return json(choice);
@@ -131,7 +130,7 @@ Result<json> to_text(const Setting& row, const json& value) {
 Result<json> to_json_object(const json& value) {
   if (value.is_object()) return json(value);
   if (value.is_string()) {
-    json parsed = json::parse(value.get_ref<const std::string&>(), nullptr, false);
+    json parsed = parse_json(value.get_ref<const std::string&>());
     if (parsed.is_object()) return parsed;
   }
   return bad("must be a JSON object, as in '{\"key\": 1}'");
@@ -163,8 +162,7 @@ Result<json> to_list(const Setting& row, const json& value) {
   element.default_json = "null";
   json elements = value;
   if (value.is_string() && value.get_ref<const std::string&>().starts_with('['))
-    if (json parsed = json::parse(value.get_ref<const std::string&>(), nullptr, false); parsed.is_array())
-      elements = parsed;
+    if (json parsed = parse_json(value.get_ref<const std::string&>()); parsed.is_array()) elements = parsed;
   if (!elements.is_array()) elements = json::array({elements});
   json out = json::array();
   for (const json& e : elements) {
@@ -195,6 +193,7 @@ Result<json> convert(const Setting& row, const json& value) {
 Result<json> coerce(const Setting& row, const json& value) {
   for (const auto& [refused, why] : row.refused_values)
     if (show(value) == refused) return json(refused);
+  if (!is_utf8(value)) return bad("is not UTF-8");
   MANTA_ASSIGN(json out, convert(row, value));
   MANTA_TRY(check_bounds(row, out));
   return out;
@@ -219,8 +218,18 @@ std::string show(const json& value) {
   return fmt::format("{}", fmt::join(elements, ","));
 }
 
+json parse_json(std::string_view text) {
+  bool too_deep = false;
+  const auto watch = [&](int depth, json::parse_event_t, json&) {
+    too_deep |= depth > kMaxJsonDepth;
+    return !too_deep;
+  };
+  json parsed = json::parse(text, watch, false);
+  return too_deep ? json(json::value_t::discarded) : parsed;
+}
+
 json parse_loose(std::string_view text) {
-  json parsed = json::parse(text, nullptr, false);
+  json parsed = parse_json(text);
   return parsed.is_discarded() ? json(std::string(text)) : parsed;
 }
 

@@ -21,6 +21,10 @@ std::string refusal(const Setting& row, const nlohmann::json& value);
 // The value as a user would type it: text without quotes, lists with commas.
 std::string show(const nlohmann::json& value);
 
+// JSON text; discarded when it is none, or nested deeper than kMaxJsonDepth (much deeper would exhaust the stack).
+constexpr int kMaxJsonDepth = 64;
+nlohmann::json parse_json(std::string_view text);
+
 // The text of a dotted option whose key is not in the table: JSON when it is JSON (1, true, {"a":1}), else a string.
 nlohmann::json parse_loose(std::string_view text);
 
