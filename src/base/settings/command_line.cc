@@ -159,7 +159,7 @@ class Parser {
     if (name == "-O") return object ? "compilation_config" : "optimization_level";
     const bool is_long = name.starts_with("--");
     if (const auto key = settings::find_option(is_long ? settings::canonical(name) : name)) return *key;
-    const std::string key = settings::canonical(name);
+    std::string key = settings::canonical(name);
     if (is_long && key.starts_with("no_"))
       if (const auto positive = settings::find_option(key.substr(3))) {
         word.negated = true;
