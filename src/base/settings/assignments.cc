@@ -206,8 +206,8 @@ void Assignments::set_variables_without_option(const EnvMap& env) {
   for (const Variable& v : variables()) known.push_back(v.name);
   for (const auto& [name, value] : env) {
     if (value.empty()) continue;
-    const auto it =
-        std::find_if(variables().begin(), variables().end(), [&](const Variable& v) { return v.name == name; });
+    const auto it = std::find_if(variables().begin(), variables().end(),
+                                 [&name = name](const Variable& v) { return v.name == name; });
     if (it != variables().end()) {
       const bool off = value == "0" || value == "false" || value == "False";
       if (it->answer == Answer::kNoted) note(name, it->line);
