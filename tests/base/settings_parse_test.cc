@@ -85,6 +85,7 @@ TEST(CommandLine, Booleans) {
   EXPECT_EQ(parse({"--async-scheduling", "m"}).settings.model, "m");
   EXPECT_THAT(refused({"m", "--enable-prefix-caching=maybe"}),
               HasSubstr("enable_prefix_caching maybe: must be true or false"));
+  EXPECT_THAT(refused({"m", "--no-enable-prefix-caching=maybe"}), HasSubstr("a --no- option takes no value"));
   EXPECT_THAT(refused({"m", "--no-max-num-seqs"}), HasSubstr("only options without argument"));
 }
 
@@ -218,6 +219,8 @@ TEST(CommandLine, RefusedOptionsGiveTheReasonAndOnlyWhenOn) {
   EXPECT_THAT(refused({"m", "--enable-lora", "--max-loras", "4"}), HasSubstr("enable_lora, max_loras: LoRA"));
   EXPECT_THAT(refused({"m", "--enable-dbo"}), HasSubstr("enable_dbo: not in this version yet"));
   parse({"m", "--no-enable-lora", "--no-enable-dbo", "--enable-eplb=false", "--pipeline-parallel-size", "1"});
+  parse({"m", "--allowed-methods", R"(["*"])", "--watermark", "0.0", "--quantization", "FP8"});
+  EXPECT_THAT(refused({"m", "--allowed-methods", R"(["GET"])"}), HasSubstr("CORS"));
   const auto out = parse_command_line(Args{"m", "--enable-lora"}, {});
   EXPECT_EQ(out.error().code, ErrorCode::kUnimplemented);
 }

@@ -2,6 +2,7 @@
 // list append or multi-letter short names, so words are told apart here, and the table says how many follow.
 #include <fmt/format.h>
 
+#include <cctype>
 #include <nlohmann/json.hpp>
 
 #include "base/settings.h"
@@ -77,27 +78,28 @@ class Parser {
     if (word.append) return append(word);
     const Setting* row = settings::find(word.path);
     if (const auto* old = settings::find_renamed(word.path)) row = settings::find(old->to[0]);
-    if (row != nullptr && row->kind == Kind::kFlag) return flag(word);
+    if (row != nullptr && row->kind == Kind::kFlag) return flag(arg, word);
     if (word.negated) return out_.problem(arg, "only options without argument can be negated with --no-");
     if (row != nullptr && (row->kind == Kind::kTextList || row->kind == Kind::kIntegerList)) return list(word);
-    // An unknown option most likely had an argument too: it must not be taken for the model.
-    const bool known = row != nullptr || word.path.find('.') != std::string::npos;
-    if (word.value) return out_.set(word.path, *word.value, kOrigin);
-    if (at_ >= args_.size() || (is_option(args_[at_]) && !known)) {
-      if (!known) return out_.set(word.path, "", kOrigin);
-      return out_.problem(arg, "needs a value");
-    }
-    // Only dotted options may have a value that looks like an option (custom_ops -rms_norm).
-    if (is_option(args_[at_]) && word.path.find('.') == std::string::npos) return out_.problem(arg, "needs a value");
-    out_.set(word.path, args_[at_++], kOrigin);
+    one_value(arg, word, row != nullptr);
   }
 
-  void flag(const Word& word) {
-    std::string value = word.value.value_or("true");
-    if (!word.value && at_ < args_.size() && is_boolean(args_[at_])) value = args_[at_++];
-    if (!word.negated) return out_.set(word.path, value, kOrigin);
-    const bool on = value == "true" || value == "True";
-    out_.set(word.path, !on, kOrigin);
+  void one_value(const std::string& arg, const Word& word, bool known) {
+    if (word.value) return out_.set(word.path, *word.value, kOrigin);
+    // Only dotted options may have a value that looks like an option (custom_ops -rms_norm).
+    const bool dotted = word.path.find('.') != std::string::npos;
+    const bool has_value = at_ < args_.size() && (dotted || !is_option(args_[at_]));
+    // An unknown option most likely had a value too, which must not be taken for MODEL.
+    if (has_value) return out_.set(word.path, args_[at_++], kOrigin);
+    if (known || dotted) return out_.problem(arg, "needs a value");
+    out_.set(word.path, "", kOrigin);
+  }
+
+  void flag(const std::string& arg, const Word& word) {
+    if (word.negated && word.value) return out_.problem(arg, "a --no- option takes no value");
+    std::string value = word.negated ? "false" : word.value.value_or("true");
+    if (!word.negated && !word.value && at_ < args_.size() && is_boolean(args_[at_])) value = args_[at_++];
+    out_.set(word.path, value, kOrigin);
   }
 
   void list(const Word& word) {

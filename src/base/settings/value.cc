@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -204,7 +205,8 @@ std::string refusal(const Setting& row, const json& value) {
     if (value == json(refused)) return why;
   if (row.answer != Answer::kRefused) return "";
   if (value == json::parse(row.default_json)) return "";
-  const std::string text = lower(show(value));
+  // '["*"]' from the command line is the list ["*"].
+  const std::string text = lower(show(value.is_string() ? parse_loose(value.get_ref<const std::string&>()) : value));
   for (const std::string& fine : row.fixed)
     if (text == lower(fine)) return "";
   return row.line;
