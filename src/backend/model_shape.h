@@ -48,6 +48,7 @@ struct ModelShape {
   YarnRope yarn;
   float softmax_scale = 0.0f;  // 1 / sqrt(nope + rope), times YaRN's mscale squared
   int max_position_embeddings = 0;
+  bool fp8_scale_ue8m0 = false;  // V3.1: dynamic activation scales are rounded up to a power of two
 
   bool is_moe_layer(int layer) const {
     return n_routed_experts > 0 && layer >= first_k_dense_replace && layer % moe_layer_freq == 0;
