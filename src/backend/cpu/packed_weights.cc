@@ -3,38 +3,15 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <limits>
+
+#include "backend/host/float_formats.h"
 
 namespace manta::backend::cpu {
 namespace {
 
 constexpr int kBlockK = kScaleBlock;  // k packed at a time
-
-float bf16_to_f32(uint16_t x) {
-  return std::bit_cast<float>(static_cast<uint32_t>(x) << 16);
-}
-
-uint16_t f32_to_bf16(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  if (x != x) return 0x7fc0;
-  return static_cast<uint16_t>((bits + ((bits >> 16) & 1) + 0x7fff) >> 16);
-}
-
-float f16_to_f32(uint16_t x) {
-  const uint32_t sign = static_cast<uint32_t>(x & 0x8000) << 16;
-  const uint32_t magnitude = x & 0x7fff;
-  if (magnitude >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ff) << 13);
-  const float value = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
-}
-
-float fp8_to_f32(uint8_t x) {
-  const uint8_t* table = fp8_to_bf16_bytes();
-  const int high = table[128 + (x & 127)] | (x & 128);
-  return bf16_to_f32(static_cast<uint16_t>(table[x & 127] | high << 8));
-}
 
 bool has_scale(const WeightView& weight) {
   return weight.scale_inv.data != nullptr;
@@ -53,14 +30,14 @@ void read_row(const WeightView& weight, int64_t row, int64_t first, int64_t coun
   switch (t.dtype) {
     case DType::kF32: std::copy_n(t.as<float>() + offset, count, out); return;
     case DType::kBF16:
-      for (int64_t i = 0; i < count; ++i) out[i] = bf16_to_f32(t.as<uint16_t>()[offset + i]);
+      for (int64_t i = 0; i < count; ++i) out[i] = host::from_bf16(t.as<uint16_t>()[offset + i]);
       return;
     case DType::kF16:
-      for (int64_t i = 0; i < count; ++i) out[i] = f16_to_f32(t.as<uint16_t>()[offset + i]);
+      for (int64_t i = 0; i < count; ++i) out[i] = host::from_f16(t.as<uint16_t>()[offset + i]);
       return;
     default:
       for (int64_t i = 0; i < count; ++i) {
-        out[i] = fp8_to_f32(t.as<uint8_t>()[offset + i]) * scale_at(weight, row, first + i);
+        out[i] = host::from_e4m3(t.as<uint8_t>()[offset + i]) * scale_at(weight, row, first + i);
       }
   }
 }
@@ -166,7 +143,7 @@ void pack_bf16_block(const PackedMatrix::Source& source, int n, int k, int first
     }
     float line[kBlockK];
     read_row(*source.weight, row, first, count, line);
-    for (int i = 0; i < count; ++i) to[i] = f32_to_bf16(line[i]);
+    for (int i = 0; i < count; ++i) to[i] = host::to_bf16(line[i]);
   });
   const int num_pairs = (std::min(kBlockK, k - first_k) + 1) / 2;
   for (int column = 0; column < kPanelColumns; ++column) {
