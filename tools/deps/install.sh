@@ -68,7 +68,8 @@ fetch_sources() {
   "$deps/venv/bin/python" -m pip download -q --disable-pip-version-check --no-deps --no-build-isolation --no-binary :all: \
     --require-hashes -r "$here/pypi.txt" -d "$down" || die "pip could not get the packages of $here/pypi.txt"
   tar -xzf "$down"/llama_cpp_python-*.tar.gz -C "$deps/jinja" --strip-components=4 --wildcards \
-    '*/vendor/llama.cpp/common/jinja/*' '*/vendor/llama.cpp/common/json.*' '*/vendor/llama.cpp/common/unicode.*'
+    '*/vendor/llama.cpp/common/jinja/*' '*/vendor/llama.cpp/common/json.*' '*/vendor/llama.cpp/common/unicode.*' \
+    '*/vendor/llama.cpp/models/templates/*deepseek*'
   tar -xzf "$down"/llama_cpp_python-*.tar.gz -C "$deps/jinja" --strip-components=3 --wildcards '*/vendor/llama.cpp/LICENSE'
   tar -xzf "$down"/xgrammar-*.tar.gz -C "$deps/xgrammar" --strip-components=1 --exclude='*/3rdparty/googletest' \
     --exclude='*/3rdparty/cpptrace' --exclude='*/tests' --exclude='*/docs' --exclude='*/web'

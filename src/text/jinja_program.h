@@ -1,0 +1,41 @@
+// A Jinja template, parsed once and rendered by any number of threads at once. The engine is llama.cpp's; this class
+// makes it safe to run and closer to transformers:
+// - tojson writes what json.dumps(ensure_ascii=False) writes, keys in their order (the engine's own prints 1.0 as 1),
+// - range, loops and recursion are bounded, nesting of the source is bounded before it is parsed,
+// - every exception comes back as an Error; raise_exception's with the template's own message.
+// Known differences from Jinja2 that remain: printing none gives nothing instead of "None", and joining none or an
+// undefined value to a string counts as "" instead of failing.
+#pragma once
+
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "base/result.h"
+
+namespace manta::text {
+
+class JinjaProgram {
+ public:
+  static constexpr size_t kMaxSourceBytes = 1 << 20;
+  static constexpr int kMaxTagTokens = 1000;             // in one {{ }} or {% %}
+  static constexpr int kMaxNesting = 64;                 // of brackets
+  static constexpr int kMaxBlockNesting = 128;           // of if, for, …, each elif counted
+  static constexpr int kMaxRange = 100'000;              // Jinja2's sandbox has the same bound
+  static constexpr int kMaxIterations = 100'000;         // of all loops and macro calls in one render
+  static constexpr int kMaxJsonDepth = 128;              // of the variables
+  static constexpr size_t kMaxRecursionBytes = 1 << 20;  // stack that nested macro calls may use
+
+  // kInvalidArgument: the source is not a template, or beyond a bound.
+  static Result<JinjaProgram> parse(const std::string& source);
+
+  // variables: a JSON object, its keys are the template's variables. kInvalidArgument: the template raised an exception
+  // or used a value in a way it does not allow; kResourceExhausted: a bound was reached.
+  Result<std::string> render(const nlohmann::ordered_json& variables) const;
+
+ private:
+  struct State;
+  std::shared_ptr<const State> state_;
+};
+
+}  // namespace manta::text
