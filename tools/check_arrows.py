@@ -9,7 +9,7 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SOURCES = (".h", ".cc", ".cu", ".cuh")
+SOURCES = (".h", ".cc", ".inc", ".cu", ".cuh")
 ALLOW_UNBUILT_ROOMS = True  # rows may stand before their folder while the first rooms are being built
 
 
