@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <utility>
@@ -33,6 +34,13 @@ const ordered_json* member(const ordered_json& json, const char* name) {
 
 ordered_json* member(ordered_json& json, const char* name) {
   return const_cast<ordered_json*>(member(std::as_const(json), name));
+}
+
+// Copies of JSON recurse, so what is copied must not be nested without bound.
+bool is_deeper_than(const ordered_json& json, int max_depth) {
+  if (!json.is_structured()) return false;
+  return max_depth == 0 || std::any_of(json.begin(), json.end(),
+                                       [&](const ordered_json& item) { return is_deeper_than(item, max_depth - 1); });
 }
 
 bool has_tool_calls(const ordered_json& messages) {
@@ -86,9 +94,11 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::parse(const std::strin
   std::shared_ptr<ChatTemplate> result(new ChatTemplate);
   MANTA_ASSIGN(result->program_, JinjaProgram::parse(source));
   result->source_ = source;
-  result->bos_token_ = tokens.bos_token;
-  result->eos_token_ = tokens.eos_token;
-  result->pad_token_ = tokens.pad_token;
+  for (const auto& [name, token] : {std::pair("bos_token", &tokens.bos_token),
+                                    {"eos_token", &tokens.eos_token},
+                                    {"pad_token", &tokens.pad_token}}) {
+    if (!token->empty()) result->special_tokens_.emplace_back(name, *token);
+  }
   result->wants_object_arguments_ = result->probe_object_arguments();
   return std::shared_ptr<const ChatTemplate>(std::move(result));
 }
@@ -119,6 +129,7 @@ Result<std::string> ChatTemplate::render(const ChatInput& input) const {
   }
   const bool convert = wants_object_arguments_ && has_tool_calls(*input.messages);
   if (!convert && !input.continue_final_message) return render_messages(*input.messages, input);
+  if (is_deeper_than(*input.messages, JinjaProgram::kMaxJsonDepth)) return bad("messages are nested too deeply");
   ordered_json messages = *input.messages;
   for (size_t i = 0; convert && i < messages.size(); ++i) MANTA_TRY(parse_arguments(messages[i], i));
   return input.continue_final_message ? render_open(std::move(messages), input) : render_messages(messages, input);
@@ -138,19 +149,18 @@ Result<std::string> ChatTemplate::render_open(ordered_json messages, const ChatI
 }
 
 Result<std::string> ChatTemplate::render_messages(const ordered_json& messages, const ChatInput& input) const {
-  const auto set_list = [](ordered_json& variables, const char* name, const ordered_json* list) {
-    variables[name] = list != nullptr ? *list : ordered_json();
-  };
-  ordered_json variables = ordered_json::object();
-  variables["messages"] = messages;
-  set_list(variables, "tools", input.tools);
-  set_list(variables, "documents", input.documents);
-  variables["add_generation_prompt"] = input.add_generation_prompt;
-  if (!bos_token_.empty()) variables["bos_token"] = bos_token_;
-  if (!eos_token_.empty()) variables["eos_token"] = eos_token_;
-  if (!pad_token_.empty()) variables["pad_token"] = pad_token_;
+  const ordered_json none, add_generation_prompt = input.add_generation_prompt;
+  std::vector<JinjaProgram::Variable> variables{{"messages", &messages},
+                                                {"tools", input.tools != nullptr ? input.tools : &none},
+                                                {"documents", input.documents != nullptr ? input.documents : &none},
+                                                {"add_generation_prompt", &add_generation_prompt}};
+  std::vector<ordered_json> tokens(special_tokens_.size());  // never grows: variables point into it
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    tokens[i] = special_tokens_[i].second;
+    variables.push_back({special_tokens_[i].first, &tokens[i]});
+  }
   if (input.kwargs != nullptr) {
-    for (const auto& [name, value] : input.kwargs->items()) variables[name] = value;
+    for (const auto& [name, value] : input.kwargs->items()) variables.push_back({name, &value});
   }
   return program_.render(variables);
 }

@@ -5,6 +5,8 @@
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/result.h"
 #include "text/jinja_program.h"
@@ -42,7 +44,7 @@ class ChatTemplate {
   bool probe_object_arguments() const;
 
   std::string source_;
-  std::string bos_token_, eos_token_, pad_token_;
+  std::vector<std::pair<std::string, std::string>> special_tokens_;  // variables of every render
   JinjaProgram program_;
   bool wants_object_arguments_ = false;
 };

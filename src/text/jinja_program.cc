@@ -7,7 +7,6 @@
 #include <jinja/value.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <span>
 #include <utility>
 #include <vector>
@@ -17,8 +16,6 @@
 namespace manta::text {
 
 namespace {
-
-using nlohmann::ordered_json;
 
 // Identifiers no template can spell, so that none can shadow them.
 constexpr const char* kToJsonName = "#tojson";
@@ -270,11 +267,11 @@ Result<JinjaProgram> JinjaProgram::parse(const std::string& source) {
   }
 }
 
-Result<std::string> JinjaProgram::render(const ordered_json& variables) const {
+Result<std::string> JinjaProgram::render(std::span<const Variable> variables) const {
   const BudgetScope scope;
   try {
     jinja::context context(state_->source);
-    for (const auto& [name, value] : variables.items()) context.set_val(name, to_jinja(value, kMaxJsonDepth));
+    for (const auto& [name, value] : variables) context.set_val(name, to_jinja(*value, kMaxJsonDepth));
     context.set_val(kToJsonName, jinja::mk_val<jinja::value_func>("tojson", python_tojson));
     context.set_val("raise_exception", jinja::mk_val<jinja::value_func>("raise_exception", raise_exception));
     context.set_val("range", jinja::mk_val<jinja::value_func>("range", bounded_range));

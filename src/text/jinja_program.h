@@ -9,6 +9,7 @@
 
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <span>
 #include <string>
 
 #include "base/result.h"
@@ -29,9 +30,13 @@ class JinjaProgram {
   // kInvalidArgument: the source is not a template, or beyond a bound.
   static Result<JinjaProgram> parse(const std::string& source);
 
-  // variables: a JSON object, its keys are the template's variables. kInvalidArgument: the template raised an exception
-  // or used a value in a way it does not allow; kResourceExhausted: a bound was reached.
-  Result<std::string> render(const nlohmann::ordered_json& variables) const;
+  struct Variable {
+    std::string name;
+    const nlohmann::ordered_json* value;  // borrowed
+  };
+  // Of variables with the same name the last counts. kInvalidArgument: the template raised an exception or used a value
+  // in a way it does not allow; kResourceExhausted: a bound was reached.
+  Result<std::string> render(std::span<const Variable> variables) const;
 
  private:
   struct State;

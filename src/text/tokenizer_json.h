@@ -26,7 +26,7 @@ struct TokenizerSpec {
 };
 
 // Ids are bounded by this, so that a hostile file cannot ask for a table of 2^31 entries.
-inline constexpr TokenId kMaxTokenId = (1 << 22) - 1;
+inline constexpr TokenId kMaxTokenId = (1 << 20) - 1;
 
 Result<TokenizerSpec> parse_tokenizer_json(std::string_view json);
 

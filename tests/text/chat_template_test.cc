@@ -121,8 +121,15 @@ TEST(ChatTemplate, WrongInputsAreErrors) {
   expect_bad({{"messages", {{{"role", "user"}, {"content", "a"}}}}, {"continue_final_message", true}});
   expect_bad({{"messages", {{{"role", "user"}, {"content", 5}}}}, {"tools", {1}}});
   Json deep = 0;
-  for (int i = 0; i < 1000; ++i) deep = Json::array({deep});
+  for (int i = 0; i < 1000; ++i) {
+    Json outer = Json::array();
+    outer.push_back(std::move(deep));
+    deep = std::move(outer);
+  }
   expect_bad({{"messages", {{{"role", "user"}, {"content", deep}}}}});
+  expect_bad({{"messages", {{{"role", "assistant"}, {"content", deep}}}},
+              {"add_generation_prompt", false},
+              {"continue_final_message", true}});
 }
 
 TEST(ChatTemplate, ContinuesTheLastMessage) {

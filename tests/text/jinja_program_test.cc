@@ -14,7 +14,9 @@ using Json = nlohmann::ordered_json;
 
 Result<std::string> render(const std::string& source, const Json& variables = Json::object()) {
   MANTA_ASSIGN(const JinjaProgram program, JinjaProgram::parse(source));
-  return program.render(variables);
+  std::vector<JinjaProgram::Variable> list;
+  for (const auto& [name, value] : variables.items()) list.push_back({name, &value});
+  return program.render(list);
 }
 
 std::string text(const std::string& source, const Json& variables = Json::object()) {
