@@ -123,7 +123,7 @@ struct StepView {
 struct Hidden {
   Tensor hidden;
   Tensor residual;
-  bool residual_valid = false;  // false right after embed: there is nothing to add yet
+  bool residual_valid = false;  // false right after embed: nothing to add yet. Stages set it
 };
 
 // One layer's cache: [num_blocks, block_size, C + rope] in the cache dtype.

@@ -23,7 +23,7 @@ class FakeBackend : public backend::Backend {
   struct Call {
     int microbatch;
     std::string stage;
-    int layer = -1;  // of the expert map, in route
+    int layer = -1;  // of the cache in attention, of the expert map in route and dispatch_start
     bool operator==(const Call&) const = default;
   };
   std::vector<Call> calls;
@@ -44,8 +44,9 @@ class FakeBackend : public backend::Backend {
   size_t workspace_bytes() const override { return 0; }
   Status make_cache(const kv::CacheGeometry&) override { return {}; }
   backend::KvLayer cache_layer(int layer) override {
-    last_cache_layer_ = layer;
-    return {};
+    backend::KvLayer cache;
+    cache.rows.shape[0] = layer;  // enough to know it again
+    return cache;
   }
   Result<std::unique_ptr<backend::Activations>> make_activations() override {
     return std::make_unique<backend::Activations>();
@@ -67,12 +68,16 @@ class FakeBackend : public backend::Backend {
   using A = backend::Activations;
   using H = backend::Hidden;
   void gather_inputs(Lane&, const V& v) override { note(v, "gather"); }
-  void embed(Lane&, const V& v, const W&, H& h) override { note(v, h.residual_valid ? "embed!" : "embed"); }
-  void attn_project(Lane&, const V& v, const backend::AttnWeights&, H& h, backend::KvLayer&, A&) override {
-    note(v, h.residual_valid ? "attn_project+add" : "attn_project", last_cache_layer_);
+  void embed(Lane&, const V& v, const W&, H& h) override {
+    note(v, "embed");
+    h.residual_valid = false;
   }
-  void attn_attend(Lane&, const V& v, const backend::AttnWeights&, const backend::KvLayer&, A&, H&) override {
-    note(v, "attn_attend", last_cache_layer_);
+  void attn_project(Lane&, const V& v, const backend::AttnWeights&, H& h, backend::KvLayer& cache, A&) override {
+    note(v, h.residual_valid ? "attn_project+add" : "attn_project", static_cast<int>(cache.rows.shape[0]));
+    h.residual_valid = true;
+  }
+  void attn_attend(Lane&, const V& v, const backend::AttnWeights&, const backend::KvLayer& cache, A&, H&) override {
+    note(v, "attn_attend", static_cast<int>(cache.rows.shape[0]));
   }
   void dense_mlp(Lane&, const V& v, const W&, const backend::MlpWeights&, A&, H&) override { note(v, "dense_mlp"); }
   void route(Lane&, const V& v, int layer, const W&, const backend::GateWeights&, const ep::ExpertMap&, A&,
@@ -86,7 +91,10 @@ class FakeBackend : public backend::Backend {
   void merge(Lane&, const V& v, const A&, H&) override { note(v, "merge"); }
   void head(Lane&, const V& v, const backend::HeadWeights&, A&, H&) override { note(v, "head"); }
   void sample(Lane&, const V& v, A&) override { note(v, "sample"); }
-  void mtp_input(Lane&, const V& v, const W&, const backend::MtpWeights&, A&) override { note(v, "mtp_input"); }
+  void mtp_input(Lane&, const V& v, const W&, const backend::MtpWeights&, A& act) override {
+    note(v, "mtp_input");
+    act.mtp.residual_valid = false;
+  }
   void mtp_draft(Lane&, const V& v, const W&, const backend::HeadWeights&, A&) override { note(v, "mtp_draft"); }
 
   int lane_number(const Lane& lane) const { return static_cast<int>(static_cast<const NumberedLane*>(&lane) - lanes_); }
@@ -99,7 +107,6 @@ class FakeBackend : public backend::Backend {
   }
   backend::Caps caps_;
   NumberedLane lanes_[2];
-  int last_cache_layer_ = -1;
 };
 
 }  // namespace manta::model
