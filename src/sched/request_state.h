@@ -10,7 +10,14 @@
 
 namespace manta::sched {
 
-enum class Phase : uint8_t { kWaiting, kRunning, kFinished };
+enum class Phase : uint8_t {
+  kWaiting,    // in the queue, without blocks
+  kUndecided,  // the connector does not know yet whether a peer has its tokens
+  kLoading,    // a peer's rows are on their way into its blocks
+  kLoaded,     // they are there; it goes on as soon as a slot is free
+  kRunning,
+  kFinished,
+};
 
 struct RequestState {
   Request request;  // request.tokens grows as tokens are collected
@@ -24,6 +31,8 @@ struct RequestState {
   std::vector<BlockId> blocks;        // its block table
   std::vector<kv::BlockHash> hashes;  // of the full blocks of request.tokens, made once
   kv::BlockHash root;                 // parent of the first block
+  bool asked_connector = false;       // and got an answer
+  int num_loaded_tokens = 0;          // leading tokens whose rows a load brought, or found here
   int num_published_blocks = 0;       // leading blocks that were offered to the prefix cache
   int num_admitted_tokens = 0;        // known when it took its seat: these are prefilled, later ones decoded
   int num_planned_tokens = 0;         // of those, with rows in plans made so far

@@ -27,9 +27,11 @@ Status check_options(const SchedulerOptions& o) {
     return invalid(fmt::format("max_num_batched_tokens {}: must be at least max_model_len {} without chunked prefill",
                                o.max_num_batched_tokens, o.max_model_len));
   }
-  if (o.num_speculative_tokens < 0 || o.long_prefill_token_threshold < 0 || o.watermark < 0.0 || o.watermark >= 1.0) {
-    return invalid(fmt::format("num_speculative_tokens {}, long_prefill_token_threshold {}, watermark {}: out of range",
-                               o.num_speculative_tokens, o.long_prefill_token_threshold, o.watermark));
+  if (o.vocab_size < 0 || o.num_speculative_tokens < 0 || o.long_prefill_token_threshold < 0 || o.watermark < 0.0 ||
+      o.watermark >= 1.0) {
+    return invalid(fmt::format(
+        "vocab_size {}, num_speculative_tokens {}, long_prefill_token_threshold {}, watermark {}: out of range",
+        o.vocab_size, o.num_speculative_tokens, o.long_prefill_token_threshold, o.watermark));
   }
   return {};
 }
@@ -40,13 +42,14 @@ bool Scheduler::Sooner::operator()(const RequestState* a, const RequestState* b)
   return a->priority != b->priority ? a->priority < b->priority : a->arrival < b->arrival;
 }
 
-Result<std::unique_ptr<Scheduler>> Scheduler::make(const SchedulerOptions& options) {
+Result<std::unique_ptr<Scheduler>> Scheduler::make(const SchedulerOptions& options,
+                                                   kv::KvConnectorScheduler* connector) {
   MANTA_TRY(check_options(options));
-  return std::unique_ptr<Scheduler>(new Scheduler(options));
+  return std::unique_ptr<Scheduler>(new Scheduler(options, connector));
 }
 
-Scheduler::Scheduler(const SchedulerOptions& options)
-    : options_(options), pool_(options.num_blocks), by_slot_(options.max_num_seqs) {
+Scheduler::Scheduler(const SchedulerOptions& options, kv::KvConnectorScheduler* connector)
+    : options_(options), connector_(connector), pool_(options.num_blocks), by_slot_(options.max_num_seqs) {
   for (SlotId slot = options.max_num_seqs; slot-- > 0;) free_slots_.push_back(slot);
 }
 
@@ -87,8 +90,21 @@ Status Scheduler::check(const Request& request) const {
   return {};
 }
 
+// Brings the matcher to where an earlier engine left the text.
+Status Scheduler::check_grammar(Request& request) const {
+  if (request.grammar == nullptr) return {};
+  if (options_.vocab_size == 0) return invalid("a grammar was given, but this engine was started without grammars");
+  for (size_t i = request.num_prompt_tokens; i < request.tokens.size(); ++i) {
+    if (request.grammar->accept(request.tokens[i])) continue;
+    return invalid(fmt::format("generated token {} (id {}) breaks the request's grammar", i - request.num_prompt_tokens,
+                               request.tokens[i]));
+  }
+  return {};
+}
+
 Status Scheduler::add(Request request) {
   MANTA_TRY(check(request));
+  MANTA_TRY(check_grammar(request));
   auto state = std::make_unique<RequestState>();
   state->arrival = next_arrival_++;
   state->priority = options_.policy == Policy::kPriority ? request.priority : 0;
@@ -96,6 +112,7 @@ Status Scheduler::add(Request request) {
   state->request = std::move(request);
   waiting_.insert(state.get());
   const RequestId id = state->request.id;
+  if (connector_ != nullptr) connector_->on_added(id, state->request.kv_transfer_params);
   requests_.emplace(id, std::move(state));
   return {};
 }
@@ -103,7 +120,13 @@ Status Scheduler::add(Request request) {
 bool Scheduler::abort(RequestId id) {
   const auto it = requests_.find(id);
   if (it == requests_.end()) return false;
-  finish(*it->second);
+  RequestState& r = *it->second;
+  if (connector_ != nullptr) connector_->on_aborted(id);
+  if (r.phase == Phase::kLoading) {  // the peer's rows may still arrive
+    pool_.hold(r.blocks);
+    held_.emplace(id, r.blocks);
+  }
+  drop(r);
   return true;
 }
 
@@ -112,14 +135,57 @@ void Scheduler::give_up_seat(RequestState& r) {
   released_.push_back(r.slot);
   free_slots_.push_back(r.slot);
   r.slot = -1;
-  pool_.release(r.blocks);
-  r.blocks.clear();
   --num_running_;
+  give_back_blocks(r);
 }
 
-void Scheduler::finish(RequestState& r) {
-  if (r.phase == Phase::kRunning) give_up_seat(r);
-  if (r.phase == Phase::kWaiting) waiting_.erase(&r);
+void Scheduler::give_back_blocks(RequestState& r) {
+  pool_.release(r.blocks);
+  r.blocks.clear();
+  r.num_loaded_tokens = 0;
+}
+
+void Scheduler::leave_queue(RequestState& r) {
+  switch (r.phase) {
+    case Phase::kWaiting: waiting_.erase(&r); break;
+    case Phase::kUndecided: std::erase(undecided_, &r); break;
+    case Phase::kLoading: --num_loading_; break;
+    case Phase::kLoaded: loaded_.erase(&r); break;
+    case Phase::kRunning:
+    case Phase::kFinished: break;
+  }
+}
+
+void Scheduler::finish(RequestState& r, RequestEvent& event) {
+  if (connector_ != nullptr) {
+    const RequestId id = r.request.id;
+    kv::HandOff hand_off = connector_->on_finished(id, r.blocks, r.num_tokens() - 1);
+    event.kv_transfer_params = std::move(hand_off.kv_transfer_params);
+    if (hand_off.held && !r.blocks.empty()) {
+      pool_.hold(r.blocks);
+      held_.emplace(id, r.blocks);
+    }
+  }
+  drop(r);
+}
+
+void Scheduler::fail(RequestState& r, Error error) {
+  RequestEvent event;
+  event.id = r.request.id;
+  event.finish = FinishReason::kError;
+  event.error = std::move(error);
+  events_.push_back(std::move(event));
+  if (connector_ != nullptr) connector_->on_aborted(r.request.id);
+  drop(r);
+}
+
+void Scheduler::drop(RequestState& r) {
+  leave_queue(r);
+  if (r.phase == Phase::kRunning) {
+    give_up_seat(r);
+  } else {
+    give_back_blocks(r);
+  }
   r.phase = Phase::kFinished;
   const auto it = requests_.find(r.request.id);
   finished_.push_back(std::move(it->second));
@@ -134,8 +200,9 @@ void Scheduler::sweep() {
 
 SchedulerStats Scheduler::stats() const {
   SchedulerStats out = counters_;
-  out.num_waiting = static_cast<int>(waiting_.size());
+  out.num_waiting = static_cast<int>(waiting_.size() + loaded_.size() + undecided_.size()) + num_loading_;
   out.num_running = num_running_;
+  out.num_loading = num_loading_;
   out.num_blocks = pool_.num_blocks();
   out.num_available_blocks = pool_.num_available();
   out.kv_cache_usage = pool_.usage();
@@ -177,31 +244,50 @@ std::vector<BlockId> Scheduler::find_prefix(RequestState& r) {
 
 // ---- plan ----------------------------------------------------------------------------------------------------------
 
-std::optional<StepPlan> Scheduler::plan(const DpAgreement& dp) {
+StepPlan Scheduler::start_plan(const DpAgreement& dp) {
   sweep();
   StepPlan plan;
   plan.id = next_step_;
   plan.epoch = dp.epoch;
   plan.dp = dp;
   plan.dp.dummy = false;
-  Step step{plan.id, std::move(spare_)};
-  step.requests.clear();
   budget_ = options_.max_num_batched_tokens;
   short_of_blocks_ = false;
+  return plan;
+}
 
+void Scheduler::finish_plan(StepPlan& plan, Step step) {
+  plan.released = std::exchange(released_, {});
+  step.id = plan.id;
+  in_flight_.push_back(std::move(step));
+  ++next_step_;
+}
+
+std::optional<StepPlan> Scheduler::plan(const DpAgreement& dp) {
+  StepPlan plan = start_plan(dp);
+  Step step;
+  step.requests = std::move(spare_);
+  step.requests.clear();
   plan_decodes(plan, step);
   plan_prefills(plan, step);
   plan_admissions(plan, step);
-
+  if (connector_ != nullptr) plan.kv = connector_->build_actions();
   if (plan.empty()) {
-    spare_ = std::move(step.requests);
-    if (!dp.dummy) return std::nullopt;
+    if (!dp.dummy) {
+      spare_ = std::move(step.requests);
+      return std::nullopt;
+    }
     plan.dp.dummy = true;
-    step.requests = {};
   }
-  plan.released = std::exchange(released_, {});
-  in_flight_.push_back(std::move(step));
-  ++next_step_;
+  finish_plan(plan, std::move(step));
+  return plan;
+}
+
+StepPlan Scheduler::plan_transfers(const DpAgreement& dp) {
+  StepPlan plan = start_plan(dp);
+  plan.dp.dummy = dp.dummy;
+  if (connector_ != nullptr) plan.kv = connector_->build_actions();
+  finish_plan(plan, {});
   return plan;
 }
 
@@ -232,6 +318,7 @@ void Scheduler::plan_decodes(StepPlan& plan, Step& step) {
 int Scheduler::decode_rows(const RequestState& r, int budget) const {
   const int num_left = max_num_tokens(r) - (r.num_tokens() + r.max_new_tokens);
   if (num_left <= 0) return 0;
+  if (r.request.grammar != nullptr) return r.max_new_tokens == 0 ? 1 : 0;  // the mask needs the last token
   return 1 + std::clamp(std::min(num_left, budget) - 1, 0, options_.num_speculative_tokens);
 }
 
@@ -253,39 +340,52 @@ int Scheduler::prefill_rows(const RequestState& r, int num_computed_tokens) cons
 }
 
 void Scheduler::plan_admissions(StepPlan& plan, Step& step) {
-  // Whoever had to give up blocks in this very plan would come straight back and take them from the others.
-  while (!short_of_blocks_ && budget_ > 0 && !free_slots_.empty() && !waiting_.empty()) {
-    if (!admit_next(plan, step)) return;
+  for (RequestState* r : std::exchange(undecided_, {})) {
+    r->phase = Phase::kWaiting;
+    waiting_.insert(r);
   }
+  // Whoever had to give up blocks in this very plan would come straight back and take them from the others.
+  const auto has_room = [this] { return !short_of_blocks_ && budget_ > 0 && !free_slots_.empty(); };
+  // Those that hold blocks already go first: kept waiting behind one that lacks blocks, they could block each other.
+  while (has_room() && !loaded_.empty() && admit_loaded(plan, step)) continue;
+  while (has_room() && !waiting_.empty() && admit_next(plan, step)) continue;
 }
 
 // Strictly in order: a request that does not fit yet keeps those behind it from taking what it waits for.
 bool Scheduler::admit_next(StepPlan& plan, Step& step) {
   RequestState& r = **waiting_.begin();
   if (r.num_in_flight > 0) return false;  // preempted a moment ago; its last tokens are still to be collected
-  const bool alone = num_running_ == 0;
-  if (!alone && r.arrival == blocked_arrival_ && pool_.num_available() <= blocked_at_available_) return false;
+  const bool unchanged = r.arrival == blocked_arrival_ && pool_.num_available() <= blocked_at_available_;
+  if (num_running_ > 0 && unchanged) return false;
 
   std::vector<BlockId> prefix = find_prefix(r);
-  const int num_cached_tokens = static_cast<int>(prefix.size()) * options_.block_size;
-  const int rows = prefill_rows(r, num_cached_tokens);
-  if (!options_.enable_chunked_prefill && rows < r.num_tokens() - num_cached_tokens) return false;
-
-  // All its tokens must fit, also when this step computes only the first of them.
-  const auto num_revived = std::ranges::count_if(prefix, [this](BlockId block) { return pool_.is_unused(block); });
-  const int num_needed = blocks_for(r.num_tokens()) - static_cast<int>(prefix.size()) + static_cast<int>(num_revived);
-  const int num_spared = alone ? 0 : static_cast<int>(options_.watermark * options_.num_blocks);
-  if (pool_.num_available() < num_needed + num_spared) {
+  if (!fits(r, prefix)) {
     blocked_arrival_ = r.arrival;
     blocked_at_available_ = pool_.num_available();
     return false;
   }
+  int num_external_tokens = 0;
+  if (ask_connector(r, prefix, num_external_tokens) == Match::kElsewhere) return true;
+  const int num_local_tokens = static_cast<int>(prefix.size()) * options_.block_size;
+  const int num_cached_tokens = std::min(num_local_tokens + num_external_tokens, r.num_tokens() - 1);
+  const int rows = prefill_rows(r, num_cached_tokens);
+  if (!options_.enable_chunked_prefill && rows < r.num_tokens() - num_cached_tokens) return false;
+
   for (BlockId block : prefix) pool_.use(block);
   r.num_published_blocks = static_cast<int>(prefix.size());
   r.blocks = std::move(prefix);
   take_seat(plan, r, num_cached_tokens, rows);
+  if (num_external_tokens > 0) connector_->on_allocated(r.request.id, r.blocks, num_external_tokens);
   add_prefill(plan, step, r, rows, {});
   return true;
+}
+
+// All its tokens must find room, also when this step computes only the first of them.
+bool Scheduler::fits(const RequestState& r, const std::vector<BlockId>& prefix) {
+  const auto num_revived = std::ranges::count_if(prefix, [this](BlockId block) { return pool_.is_unused(block); });
+  const int num_needed = blocks_for(r.num_tokens()) - static_cast<int>(prefix.size()) + static_cast<int>(num_revived);
+  const int num_spared = num_running_ == 0 ? 0 : static_cast<int>(options_.watermark * options_.num_blocks);
+  return pool_.num_available() >= num_needed + num_spared;
 }
 
 void Scheduler::take_seat(StepPlan& plan, RequestState& r, int num_cached_tokens, int rows) {
@@ -293,7 +393,7 @@ void Scheduler::take_seat(StepPlan& plan, RequestState& r, int num_cached_tokens
   const bool grown = grow(r, num_cached_tokens + rows, new_blocks);
   assert(grown);
   static_cast<void>(grown);
-  waiting_.erase(&r);
+  leave_queue(r);
   running_.insert(std::upper_bound(running_.begin(), running_.end(), &r, Sooner{}), &r);
   ++num_running_;
   r.phase = Phase::kRunning;
@@ -313,8 +413,8 @@ void Scheduler::take_seat(StepPlan& plan, RequestState& r, int num_cached_tokens
 
 void Scheduler::add_decode(StepPlan& plan, Step& step, RequestState& r, int rows, std::vector<BlockId> new_blocks) {
   const int max_seq_len = r.num_tokens() + r.max_new_tokens + rows;
-  plan.decodes.push_back({r.slot, rows, max_seq_len, std::move(new_blocks), {}});
-  step.requests.push_back({&r, r.slot, -1, rows});
+  plan.decodes.push_back({r.slot, rows, max_seq_len, std::move(new_blocks), next_bitmask(r)});
+  step.requests.push_back({&r, r.slot, -1, rows, rows});
   r.planned_in = plan.id;
   budget_ -= rows;
   ++r.num_in_flight;
@@ -325,13 +425,22 @@ void Scheduler::add_prefill(StepPlan& plan, Step& step, RequestState& r, int row
   const int first = r.num_planned_tokens;
   r.num_planned_tokens += rows;
   const bool samples = !r.prefilling();
-  plan.prefills.push_back({r.slot, first, rows, samples, std::move(new_blocks), {}});
-  step.requests.push_back({&r, r.slot, first, samples ? 1 : 0});
+  std::vector<uint32_t> bitmask = samples ? next_bitmask(r) : std::vector<uint32_t>{};
+  plan.prefills.push_back({r.slot, first, rows, samples, std::move(new_blocks), std::move(bitmask)});
+  step.requests.push_back({&r, r.slot, first, rows, samples ? 1 : 0});
   r.planned_in = plan.id;
   budget_ -= rows;
   ++r.num_in_flight;
   r.max_new_tokens += samples ? 1 : 0;
   publish_blocks(r, r.num_planned_tokens);
+}
+
+std::vector<uint32_t> Scheduler::next_bitmask(RequestState& r) {
+  std::vector<uint32_t> words;
+  if (r.request.grammar == nullptr) return words;
+  words.resize((options_.vocab_size + 31) / 32);
+  if (!r.request.grammar->fill_bitmask(words)) words.clear();
+  return words;
 }
 
 bool Scheduler::grow(RequestState& r, int num_rows, std::vector<BlockId>& new_blocks) {

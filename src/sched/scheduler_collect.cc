@@ -20,7 +20,8 @@ bool ends(const sample::SamplingParams& sampling, int num_generated, TokenId tok
 
 }  // namespace
 
-Result<std::vector<RequestEvent>> Scheduler::collect(StepId step_id, std::vector<SlotResult> slots) {
+Result<std::vector<RequestEvent>> Scheduler::collect(StepId step_id, std::vector<SlotResult> slots,
+                                                     const kv::KvProgress& kv) {
   if (in_flight_.empty() || in_flight_.front().id != step_id) {
     return error(ErrorCode::kInternal, fmt::format("step {} is not the oldest in flight", step_id));
   }
@@ -33,8 +34,8 @@ Result<std::vector<RequestEvent>> Scheduler::collect(StepId step_id, std::vector
     }
     by_slot_[slot.slot] = &slot;
   }
-  std::vector<RequestEvent> events;
-  events.reserve(step.requests.size());
+  std::vector<RequestEvent> events = take_events();
+  events.reserve(events.size() + step.requests.size());
   for (const Expected& expected : step.requests) {
     RequestState& r = *expected.request;
     --r.num_in_flight;
@@ -42,8 +43,13 @@ Result<std::vector<RequestEvent>> Scheduler::collect(StepId step_id, std::vector
     if (r.phase == Phase::kFinished) continue;  // ended or aborted since; the step was for nothing
     SlotResult* result = by_slot_[expected.slot];
     MANTA_TRY(check_result(step_id, expected, result));
+    if (connector_ != nullptr && r.phase == Phase::kRunning && expected.first_token >= 0) {
+      connector_->on_computed(r.request.id, r.blocks, expected.first_token + expected.num_rows);
+    }
     if (result != nullptr) events.push_back(apply(r, expected, *result));
   }
+  if (connector_ != nullptr) apply_progress(kv);
+  for (RequestEvent& event : take_events()) events.push_back(std::move(event));
   spare_ = std::move(step.requests);
   sweep();
   return events;
@@ -81,14 +87,21 @@ RequestEvent Scheduler::apply(RequestState& r, const Expected& expected, SlotRes
   }
   const bool sampled = !event.tokens.empty();
   if (sampled && r.phase == Phase::kRunning) publish_blocks(r, r.num_tokens() - 1);  // the last token has no row yet
-  if (event.finish != FinishReason::kNone) finish(r);
+  if (event.finish != FinishReason::kNone) finish(r, event);
   return event;
 }
 
 // True: it was the last one.
 bool Scheduler::append_token(RequestState& r, TokenId token, RequestEvent& event) {
   r.request.tokens.push_back(token);
-  if (ends(r.request.sampling, r.num_generated(), token)) {
+  sample::GrammarMatcher* grammar = r.request.grammar.get();
+  if (grammar != nullptr && !grammar->accept(token)) {
+    event.finish = FinishReason::kError;
+    event.error = error(ErrorCode::kInternal, fmt::format("token {} was sampled, but the grammar forbids it", token));
+  } else if (ends(r.request.sampling, r.num_generated(), token)) {
+    event.finish = FinishReason::kStop;
+    event.stop_token = token;
+  } else if (grammar != nullptr && grammar->is_terminated()) {  // with ignore_eos, too: nothing may follow
     event.finish = FinishReason::kStop;
     event.stop_token = token;
   } else if (r.num_tokens() >= max_num_tokens(r)) {

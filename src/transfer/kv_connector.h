@@ -13,36 +13,14 @@
 #include "base/tensor.h"
 #include "kv/cache_geometry.h"
 #include "kv/kv_actions.h"
+#include "kv/kv_connector_scheduler.h"
 
 namespace manta::transfer {
 
-// Tokens another engine already computed for a request.
-struct ExternalMatch {
-  int num_tokens = 0;        // beyond the local prefix hit; a multiple of block_size or up to the last prompt token
-  bool asynchronous = true;  // the request waits, holding its blocks, until KvProgress names it
-};
-
-// What becomes of a finished request's blocks.
-struct HandOff {
-  bool held = false;               // the connector keeps them until KvProgress::sent (or its lease expires)
-  std::string kv_transfer_params;  // JSON object for the API response; empty = none
-};
-
-// Engine thread only. Never blocks.
-class KvConnectorScheduler {
- public:
-  virtual ~KvConnectorScheduler() = default;
-  // No side effects; asked again each time the request is considered. nullopt = not known yet, ask again next step.
-  virtual Result<std::optional<ExternalMatch>> match(RequestId id, std::span<const TokenId> tokens,
-                                                     int num_local_tokens, const std::string& kv_transfer_params) = 0;
-  virtual void on_allocated(RequestId id, std::span<const BlockId> blocks, int num_external_tokens) = 0;
-  // The rows of tokens [0, num_computed_tokens) are in the cache: announce them to a peer that pulls early.
-  virtual void on_computed(RequestId id, std::span<const BlockId> blocks, int num_computed_tokens) = 0;
-  virtual kv::KvActions build_actions() = 0;  // once per step, after everything above
-  virtual void on_progress(const kv::KvProgress& progress) = 0;
-  virtual HandOff on_finished(RequestId id, std::span<const BlockId> blocks, int num_tokens) = 0;
-  virtual void on_aborted(RequestId id) = 0;
-};
+// The scheduler's half is declared in kv/, because the scheduler may not know this room.
+using kv::ExternalMatch;
+using kv::HandOff;
+using kv::KvConnectorScheduler;
 
 // Executor thread only.
 class KvConnectorWorker {
