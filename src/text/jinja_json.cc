@@ -4,6 +4,7 @@
 #include <jinja/runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
@@ -25,13 +26,14 @@ using nlohmann::ordered_json;
 }
 
 struct PythonFloat : jinja::value_float_t {
-  using value_float_t::value_float_t;
+  // The engine's constructor converts to int64 whatever the value is.
+  explicit PythonFloat(double value) : value_float_t(std::abs(value) < 9e18 ? value : 0.0) { val_flt = value; }
   jinja::string as_string() const override { return python_float(val_flt); }
 };
 
 // An integer beyond int64: counts as a float, prints as itself.
-struct BigInteger : jinja::value_float_t {
-  explicit BigInteger(uint64_t value) : value_float_t(static_cast<double>(value)), digits(std::to_string(value)) {}
+struct BigInteger : PythonFloat {
+  explicit BigInteger(uint64_t value) : PythonFloat(static_cast<double>(value)), digits(std::to_string(value)) {}
   jinja::string as_string() const override { return digits; }
   std::string digits;
 };
@@ -132,6 +134,62 @@ class Dumper {
   std::string out_;
 };
 
+// str.__repr__, but characters beyond ASCII always stand for themselves (Python escapes the unprintable ones).
+std::string repr_of(std::string_view text) {
+  const bool has_single = text.find('\'') != std::string_view::npos;
+  const char quote = has_single && text.find('"') == std::string_view::npos ? '"' : '\'';
+  std::string out(1, quote);
+  for (const char c : text) {
+    const auto byte = static_cast<uint8_t>(c);
+    if (c == quote || c == '\\') {
+      out += {'\\', c};
+    } else if (c == '\n' || c == '\r' || c == '\t') {
+      out += c == '\n' ? "\\n" : (c == '\r' ? "\\r" : "\\t");
+    } else if (byte < 0x20 || byte == 0x7F) {
+      out += fmt::format("\\x{:02x}", byte);
+    } else {
+      out += c;
+    }
+  }
+  return out + quote;
+}
+
+// repr(value) as Python gives it for what JSON can hold.
+void append_repr(const jinja::value& value, int depth, std::string& out) {
+  if (depth > JinjaProgram::kMaxJsonDepth) abort_render("a value that is nested too deeply is printed");
+  if (is_val<jinja::value_none>(value)) {
+    out += "None";
+  } else if (is_val<jinja::value_string>(value)) {
+    out += repr_of(value->as_string().str());
+  } else if (is_val<jinja::value_array>(value)) {
+    const bool is_tuple = is_val<jinja::value_tuple>(value);
+    const auto& items = value->as_array();
+    out += is_tuple ? '(' : '[';
+    for (size_t i = 0; i < items.size(); ++i) {
+      if (i > 0) out += ", ";
+      append_repr(items[i], depth + 1, out);
+    }
+    out += is_tuple ? (items.size() == 1 ? ",)" : ")") : "]";
+  } else if (is_val<jinja::value_object>(value)) {
+    bool is_first = true;
+    out += '{';
+    for (const auto& [key, item] : value->as_ordered_object()) {
+      if (!std::exchange(is_first, false)) out += ", ";
+      append_repr(key, depth + 1, out);
+      out += ": ";
+      append_repr(item, depth + 1, out);
+    }
+    out += '}';
+  } else if (is_val<jinja::value_float>(value) && dynamic_cast<const BigInteger*>(value.get()) == nullptr) {
+    const double number = value->as_float();
+    out += std::isnan(number) ? "nan" : (std::isinf(number) ? (number > 0 ? "inf" : "-inf") : python_float(number));
+  } else if (value->is_undefined()) {
+    out += "Undefined";
+  } else {
+    out += value->as_string().str();  // integers, booleans; functions throw
+  }
+}
+
 Dumper::Options dump_options(const jinja::func_args& args) {
   Dumper::Options options;
   options.ensure_ascii = args.get_kwarg_or_pos("ensure_ascii", 1)->as_bool();
@@ -180,6 +238,14 @@ jinja::value to_jinja(const ordered_json& json, int max_depth) {
     }
     default: return mk_val<jinja::value_none>();
   }
+}
+
+jinja::value python_print(const jinja::func_args& args) {
+  const jinja::value value = args.get_pos(0);
+  if (is_val<jinja::value_string>(value)) return value;
+  std::string text;
+  if (!value->is_undefined()) append_repr(value, 0, text);
+  return mk_val<jinja::value_string>(text);
 }
 
 jinja::value python_tojson(const jinja::func_args& args) {

@@ -22,4 +22,8 @@ jinja::value to_jinja(const nlohmann::ordered_json& json, int max_depth);
 // Throws JinjaAbort for what json.dumps cannot serialise (undefined, functions), and beyond kMaxJsonDepth levels.
 jinja::value python_tojson(const jinja::func_args& args);
 
+// What {{ value }} prints in Jinja2: str(value). Nothing for undefined, "None", Python's repr of what lists and objects
+// hold. A string comes back as it is.
+jinja::value python_print(const jinja::func_args& args);
+
 }  // namespace manta::text

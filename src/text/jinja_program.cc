@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <span>
+#include <stdexcept>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -19,6 +21,9 @@ namespace {
 
 // Identifiers no template can spell, so that none can shadow them.
 constexpr const char* kToJsonName = "#tojson";
+constexpr const char* kWithoutCycleName = "#without_cycle";
+constexpr const char* kMutationName = "#mutation";
+constexpr const char* kPrintName = "#print";
 
 // ---- bounds while rendering ----
 
@@ -83,6 +88,31 @@ jinja::value bounded_range(const jinja::func_args& args) {
     if (__builtin_add_overflow(value, step, &value)) break;
   }
   return items;
+}
+
+bool holds(const jinja::value& value, const jinja::value& wanted, std::unordered_set<const void*>& seen) {
+  if (value == wanted) return true;
+  const bool is_array = jinja::is_val<jinja::value_array>(value), is_object = jinja::is_val<jinja::value_object>(value);
+  if ((!is_array && !is_object) || !seen.insert(value.get()).second) return false;
+  const auto& items = value->val_arr;
+  const auto& members = value->val_obj;
+  return std::any_of(items.begin(), items.end(), [&](const auto& item) { return holds(item, wanted, seen); }) ||
+         std::any_of(members.begin(), members.end(),
+                     [&](const auto& member) { return holds(member.second, wanted, seen); });
+}
+
+// (namespace, value) -> value. A namespace inside itself would print without end.
+jinja::value without_cycle(const jinja::func_args& args) {
+  std::unordered_set<const void*> seen;
+  if (holds(args.get_pos(1), args.get_pos(0), seen)) {
+    throw JinjaAbort{error(ErrorCode::kInvalidArgument, "the chat template puts a namespace into itself")};
+  }
+  return args.get_pos(1);
+}
+
+jinja::value refuse_mutation(const jinja::func_args&) {
+  throw JinjaAbort{
+      error(ErrorCode::kInvalidArgument, "the chat template changes a list or calls a subscript's result")};
 }
 
 // ---- before parsing ----
@@ -164,10 +194,11 @@ Status check_bounds(const std::vector<jinja::token>& tokens) {
 
 // ---- after parsing ----
 
-// Changes a parsed template in place: guards into loops and macros, our tojson for the engine's.
+// Changes a parsed template in place: guards into loops and macros, our functions where the engine's
+// own would print or do something else than Jinja2 in transformers.
 class Rewriter {
  public:
-  void rewrite(const jinja::program& program) {
+  void rewrite(jinja::program& program) {
     jinja::context context;
     // The engine's visitor gives const nodes, and none of the children of literals; the nodes themselves are not const.
     context.visitor = [&](bool, const jinja::statement* node, std::vector<jinja::visitor_pair> children) {
@@ -180,6 +211,7 @@ class Rewriter {
       rewrite_node(const_cast<jinja::statement*>(node));
     };
     for (const auto& statement : program.body) statement->visit(context);
+    print_values(program.body);
   }
 
  private:
@@ -199,28 +231,90 @@ class Rewriter {
   }
 
   static void rewrite_node(jinja::statement* node) {
-    if (auto* loop = dynamic_cast<jinja::for_statement*>(node)) add_guard(loop->body, loop->pos);
-    if (auto* macro = dynamic_cast<jinja::macro_statement*>(node)) add_guard(macro->body, macro->pos);
-    if (auto* call = dynamic_cast<jinja::call_statement*>(node)) add_guard(call->body, call->pos);
-    if (auto* filter = dynamic_cast<jinja::filter_expression*>(node)) replace_tojson(*filter);
+    if (auto* branch = dynamic_cast<jinja::if_statement*>(node)) {
+      print_values(branch->body);
+      print_values(branch->alternate);
+    }
+    if (auto* loop = dynamic_cast<jinja::for_statement*>(node)) {
+      print_values(loop->default_block);
+      rewrite_body(loop->body, loop->pos);
+    }
+    if (auto* macro = dynamic_cast<jinja::macro_statement*>(node)) rewrite_body(macro->body, macro->pos);
+    if (auto* call = dynamic_cast<jinja::call_statement*>(node)) rewrite_body(call->body, call->pos);
+    if (auto* filter = dynamic_cast<jinja::filter_statement*>(node)) print_values(filter->body);
+    if (auto* set = dynamic_cast<jinja::set_statement*>(node)) print_values(set->body);
+    if (auto* set = dynamic_cast<jinja::set_statement*>(node)) check_cycles(*set);
+    if (auto* filter = dynamic_cast<jinja::filter_expression*>(node)) {
+      replace_mutation(*filter);
+      replace_tojson(*filter);
+    }
+    if (auto* call = dynamic_cast<jinja::call_expression*>(node)) replace_mutation(*call);
   }
 
-  static void add_guard(jinja::statements& body, size_t pos) {
+  // The name of an identifier, or of what a call expression calls; "" for anything else.
+  static std::string_view name_of(const jinja::statement* node) {
+    if (const auto* call = dynamic_cast<const jinja::call_expression*>(node)) node = call->callee.get();
+    const auto* name = dynamic_cast<const jinja::identifier*>(node);
+    return name != nullptr ? std::string_view(name->val) : std::string_view();
+  }
+
+  // transformers renders in a sandbox where lists cannot be changed: the attempt is an error when it is made. With that
+  // and with namespaces checked, no value can come to hold itself.
+  static bool mutates(std::string_view name) { return name == "append" || name == "pop"; }
+
+  static void replace_mutation(jinja::filter_expression& node) {
+    if (mutates(name_of(node.filter.get()))) node.operand = call_of(kMutationName, node.pos);
+  }
+  static void replace_mutation(jinja::call_expression& node) {
+    const auto* member = dynamic_cast<const jinja::member_expression*>(node.callee.get());
+    if (member == nullptr) return;
+    if (member->computed || mutates(name_of(member->property.get()))) node.callee = call_of(kMutationName, node.pos);
+  }
+  static jinja::statement_ptr call_of(const char* function, size_t pos, jinja::statements args = {}) {
+    return at(pos, std::make_unique<jinja::call_expression>(at(pos, std::make_unique<jinja::identifier>(function)),
+                                                            std::move(args)));
+  }
+
+  // {% set ns.x = value %}  ->  {% set ns.x = #without_cycle(ns, value) %}
+  static void check_cycles(jinja::set_statement& set) {
+    const auto* member = dynamic_cast<const jinja::member_expression*>(set.assignee.get());
+    if (member == nullptr) return;
+    const auto* target = dynamic_cast<const jinja::identifier*>(member->object.get());
+    if (target == nullptr) throw std::runtime_error("only a name's attribute can be set");
+    if (set.val == nullptr) return;  // the block form sets text
+    jinja::statements args;
+    args.push_back(at(set.pos, std::make_unique<jinja::identifier>(target->val)));
+    args.push_back(std::move(set.val));
+    set.val = call_of(kWithoutCycleName, set.pos, std::move(args));
+  }
+
+  static void rewrite_body(jinja::statements& body, size_t pos) {
+    print_values(body);
     auto guard = std::make_unique<GuardStatement>();
     guard->pos = pos;
     body.insert(body.begin(), std::move(guard));
   }
 
+  // {{ x }}  ->  {{ #print(x) }}
+  static void print_values(jinja::statements& body) {
+    for (auto& node : body) {
+      const bool is_value = dynamic_cast<const jinja::expression*>(node.get()) != nullptr;
+      if (!is_value || dynamic_cast<const jinja::string_literal*>(node.get()) != nullptr) continue;
+      const size_t pos = node->pos;
+      jinja::statements args;
+      args.push_back(std::move(node));
+      node = call_of(kPrintName, pos, std::move(args));
+    }
+  }
+
   // x | tojson(args)  ->  #tojson(x, args) | string
   static void replace_tojson(jinja::filter_expression& node) {
     auto* call = dynamic_cast<jinja::call_expression*>(node.filter.get());
-    const auto* name = dynamic_cast<const jinja::identifier*>(call != nullptr ? call->callee.get() : node.filter.get());
-    if (name == nullptr || name->val != "tojson") return;
+    if (name_of(node.filter.get()) != "tojson") return;
     jinja::statements args;
     args.push_back(std::move(node.operand));
     if (call != nullptr) std::move(call->args.begin(), call->args.end(), std::back_inserter(args));
-    node.operand = at(node.pos, std::make_unique<jinja::call_expression>(
-                                    at(node.pos, std::make_unique<jinja::identifier>(kToJsonName)), std::move(args)));
+    node.operand = call_of(kToJsonName, node.pos, std::move(args));
     node.filter = at(node.pos, std::make_unique<jinja::identifier>("string"));
   }
 
@@ -273,6 +367,9 @@ Result<std::string> JinjaProgram::render(std::span<const Variable> variables) co
     jinja::context context(state_->source);
     for (const auto& [name, value] : variables) context.set_val(name, to_jinja(*value, kMaxJsonDepth));
     context.set_val(kToJsonName, jinja::mk_val<jinja::value_func>("tojson", python_tojson));
+    context.set_val(kWithoutCycleName, jinja::mk_val<jinja::value_func>("set", without_cycle));
+    context.set_val(kPrintName, jinja::mk_val<jinja::value_func>("print", python_print));
+    context.set_val(kMutationName, jinja::mk_val<jinja::value_func>("mutation", refuse_mutation));
     context.set_val("raise_exception", jinja::mk_val<jinja::value_func>("raise_exception", raise_exception));
     context.set_val("range", jinja::mk_val<jinja::value_func>("range", bounded_range));
     const auto results = jinja::runtime(context).execute(state_->program);

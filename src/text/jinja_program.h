@@ -1,10 +1,12 @@
 // A Jinja template, parsed once and rendered by any number of threads at once. The engine is llama.cpp's; this class
 // makes it safe to run and closer to transformers:
 // - tojson writes what json.dumps(ensure_ascii=False) writes, keys in their order (the engine's own prints 1.0 as 1),
-// - range, loops and recursion are bounded, nesting of the source is bounded before it is parsed,
+// and
+//   {{ x }} prints Python's str(x) (the engine's own prints none and the brackets of a list as nothing),
+// - range, loops and recursion are bounded, nesting of the source is bounded before it is parsed, lists cannot be
+// changed,
 // - every exception comes back as an Error; raise_exception's with the template's own message.
-// Known differences from Jinja2 that remain: printing none gives nothing instead of "None", and joining none or an
-// undefined value to a string counts as "" instead of failing.
+// A known difference from Jinja2 remains: joining none or undefined to a string with + counts as "" instead of failing.
 #pragma once
 
 #include <memory>

@@ -71,6 +71,15 @@ TEST(JinjaProgram, FloatsPrintAsInPython) {
   EXPECT_EQ(python_float(NAN), "NaN");
 }
 
+TEST(JinjaProgram, ValuesPrintAsInPython) {
+  const Json x = Json::parse(R"({"a": [1, 1.0, null, true, "it's", "q\"'\n\\"], "b": {}, "c": "é"})");
+  EXPECT_EQ(text("{{ x }}|{{ none }}|{{ missing }}|{{ true }}|{{ (1, 'a') }}|{{ x.c }}", {{"x", x}}),
+            R"({'a': [1, 1.0, None, True, "it's", 'q"\'\n\\'], 'b': {}, 'c': 'é'}|None||True|(1, 'a')|é)");
+  EXPECT_EQ(text("{% if 1 %}{{ [none] }}{% else %}{% endif %}{% for i in [[]] %}{{ i }}{% endfor %}"
+                 "{% macro f(v) %}<{{ v }}>{% endmacro %}{{ f(none) }}{% set b %}{{ [1] }}{% endset %}{{ b }}"),
+            "[None][]<None>[1]");
+}
+
 TEST(JinjaProgram, BlocksAreTrimmedAsTransformersSetsJinjaUp) {
   EXPECT_EQ(text("  {% if true %}\na\n  {% endif %}\nb\n"), "a\nb");
   EXPECT_EQ(text("a {{- 'x' -}} b"), "axb");
@@ -125,6 +134,21 @@ TEST(JinjaProgram, TheDeepestAllowedSourcesRun) {
   EXPECT_EQ(text(repeat("{% for x in [1] %}", 128) + "a" + repeat("{% endfor %}", 128)), "a");
   const std::string many_one_line_sets = repeat("{% set x = 1 %}", 1000);
   EXPECT_EQ(text(many_one_line_sets + "{{ x }}"), "1");
+}
+
+TEST(JinjaProgram, NoValueCanHoldItself) {
+  for (const char* source : {"{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
+                             "{% set a = namespace() %}{% set b = namespace(a=[a]) %}{% set a.x = b %}{{ a }}",
+                             "{% set l = [] %}{{ l.append(l) }}{{ l }}", "{% set l = [] %}{{ l | append(l) }}",
+                             "{% set l = [] %}{{ l['append'](l) }}{{ l }}", "{{ [1].pop() }}"}) {
+    const auto result = render(source);
+    ASSERT_FALSE(result.ok()) << source;
+    EXPECT_EQ(result.error().code, ErrorCode::kInvalidArgument);
+  }
+  EXPECT_EQ(
+      text("{% set ns = namespace(x=[]) %}{% for i in [1, 2] %}{% set ns.x = ns.x + [i] %}{% endfor %}{{ ns.x }}"),
+      "[1, 2]");
+  EXPECT_EQ(text("{% if false %}{{ [].append(1) }}{% endif %}ok"), "ok");  // refused when it is done, not before
 }
 
 TEST(JinjaProgram, BrokenTemplatesAreErrorsThatSayWhere) {
