@@ -25,7 +25,7 @@ class JinjaProgram {
   static constexpr int kMaxNesting = 64;                 // of brackets
   static constexpr int kMaxBlockNesting = 128;           // of if, for, …, each elif counted
   static constexpr int kMaxRange = 100'000;              // Jinja2's sandbox has the same bound
-  static constexpr int kMaxIterations = 100'000;         // of all loops and macro calls in one render
+  static constexpr int kMaxIterations = 50'000;         // of all loops and macro calls in one render
   static constexpr int kMaxJsonDepth = 128;              // of the variables
   static constexpr size_t kMaxRecursionBytes = 1 << 20;  // stack that nested macro calls may use
 

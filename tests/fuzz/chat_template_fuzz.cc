@@ -31,17 +31,15 @@ constexpr const char* kTemplates[] = {
     "'b') }}",
 };
 
-void render(const ChatTemplate& chat, const ordered_json& input) {
+void render(const ChatTemplate& chat, const ordered_json& input, bool continued) {
   const auto member = [&](const char* name) { return input.contains(name) ? &input[name] : nullptr; };
-  for (const bool continued : {false, true}) {
-    const auto text = chat.render({.messages = member("messages"),
-                                   .tools = member("tools"),
-                                   .documents = member("documents"),
-                                   .kwargs = member("kwargs"),
-                                   .add_generation_prompt = !continued,
-                                   .continue_final_message = continued});
-    if (!text.ok() && text.error().message.empty()) std::abort();
-  }
+  const auto text = chat.render({.messages = member("messages"),
+                                 .tools = member("tools"),
+                                 .documents = member("documents"),
+                                 .kwargs = member("kwargs"),
+                                 .add_generation_prompt = !continued,
+                                 .continue_final_message = continued});
+  if (!text.ok() && text.error().message.empty()) std::abort();
 }
 
 }  // namespace
@@ -61,10 +59,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto input = ordered_json::parse(bytes.substr(0, line_end), nullptr, false);
   if (input.is_discarded() || !input.is_object()) return 0;
   if (line_end + 1 >= bytes.size()) {
-    for (const auto& chat : *fixed) render(*chat, input);
+    for (const auto& chat : *fixed) {
+      render(*chat, input, false);
+      render(*chat, input, true);
+    }
     return 0;
   }
   const auto chat = ChatTemplate::parse(std::string(bytes.substr(line_end + 1)), {.bos_token = "<s>"});
-  if (chat.ok()) render(**chat, input);
+  if (chat.ok()) render(**chat, input, false);
   return 0;
 }
