@@ -55,6 +55,30 @@ Status check_limits(const Limits& l, const ModelShape& shape) {
   return {};
 }
 
+// A lane whose host work (a transport's copies and sums) runs on the backend's threads.
+class TeamLane : public Lane {
+ public:
+  explicit TeamLane(ThreadTeam& team) : team_(team) {}
+  void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) override {
+    team_.parallel_for(count, grain, [&body](int64_t begin, int64_t end, int) { body(begin, end); });
+  }
+
+ private:
+  ThreadTeam& team_;
+};
+
+// Every microbatch's lane is the one team: a CPU has no second stream to overlap with.
+class TeamLane : public Lane {
+ public:
+  explicit TeamLane(ThreadTeam& team) : team_(team) {}
+  void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) override {
+    team_.parallel_for(count, grain, [&body](int64_t begin, int64_t end, int) { body(begin, end); });
+  }
+
+ private:
+  ThreadTeam& team_;
+};
+
 int64_t logit_capacity(const Limits& l) {
   return std::max(l.max_num_tokens, l.max_num_seqs);  // mtp_draft needs a row per slice
 }
@@ -102,7 +126,7 @@ Status HostBackend::init(const ModelShape& shape, const Limits& limits) {
   builder_.emplace(std::move(builder));
   sample_stage_.emplace(shape.vocab_size, team_.num_threads());
   lanes_.clear();
-  for (int i = 0; i < limits.num_microbatches; ++i) lanes_.push_back(std::make_unique<Lane>());
+  for (int i = 0; i < limits.num_microbatches; ++i) lanes_.push_back(std::make_unique<TeamLane>(team_));
   MANTA_TRY(on_init());
   initialised_ = true;
   return {};
