@@ -1,0 +1,213 @@
+#include "api/openai/generation_job.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+
+namespace manta::api {
+
+using engine::FinishReason;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+double seconds_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+Ending ending_of(FinishReason finish) {
+  switch (finish) {
+    case FinishReason::kStop: return Ending::kStop;
+    case FinishReason::kLength: return Ending::kLength;
+    case FinishReason::kNone:
+    case FinishReason::kAbort: return Ending::kAbort;
+    case FinishReason::kError: break;
+  }
+  return Ending::kError;
+}
+
+}  // namespace
+
+void GenerationJob::start(const LoopContext& context, ResponseWriterPtr writer, Prepared request,
+                          const MakeAnswer& make_answer, Clock::time_point arrived) {
+  auto job = std::make_shared<GenerationJob>(context, std::move(writer), std::move(request), arrived);
+  Problem problem = job->admit();
+  if (!problem) {
+    job->answer_ = make_answer(job->request_, context);
+    problem = job->submit_all();
+  }
+  if (problem) {
+    job->abort_rest();
+    job->writer_->send(problem->response());
+    return;
+  }
+  job->self_ = job;
+  job->writer_->on_gone([weak = std::weak_ptr(job)] {
+    if (const auto locked = weak.lock()) locked->on_gone();
+  });
+}
+
+GenerationJob::GenerationJob(const LoopContext& context, ResponseWriterPtr writer, Prepared request,
+                             Clock::time_point arrived)
+    : context_(context), writer_(std::move(writer)), request_(std::move(request)), arrived_(arrived) {}
+
+Problem GenerationJob::admit() {
+  const auto num_sequences = static_cast<int64_t>(request_.prompts.size()) * request_.n;
+  ticket_ = context_.admission.try_admit(num_sequences);
+  if (ticket_) return {};
+  context_.shard.admission_rejections[static_cast<size_t>(Rejection::kQueueFull)].add(1);
+  return overloaded(
+      fmt::format("The server's queue is full: {} requests wait or run, this one brings {}, at most {} "
+                  "(--max-num-queued-reqs). Retry later.",
+                  context_.admission.num_admitted(), num_sequences, context_.admission.limit()));
+}
+
+Problem GenerationJob::submit_all() {
+  context_.shard.request_params_n.observe(static_cast<double>(request_.n));
+  for (size_t prompt_idx = 0; prompt_idx < request_.prompts.size(); ++prompt_idx) {
+    for (int64_t i = 0; i < request_.n; ++i) {
+      const int index = static_cast<int>(sequences_.size());
+      auto& sequence =
+          *sequences_.emplace_back(std::make_unique<Sequence>(request_, context_.model, index, prompt_idx));
+      // With a seed of the request's own its answers are seed, seed + 1, …; equal prompts then give equal answers.
+      const uint64_t seed = request_.has_seed ? request_.sampling.seed + static_cast<uint64_t>(i) : context_.random();
+      auto id = context_.generator.submit(
+          make_submit(sequence, seed),
+          // Two plain pointers: std::function keeps them without allocating. end() aborts what is still running, so
+          // nothing is called after the job.
+          [this, &sequence](engine::RequestOutput&& output) { on_output(sequence, std::move(output)); },
+          request_.data_parallel_rank);
+      if (!id.ok()) return from_error(id.error());
+      sequence.id = *id;
+      sequence.submitted = true;
+    }
+  }
+  return {};
+}
+
+engine::Submit GenerationJob::make_submit(const Sequence& sequence, uint64_t seed) const {
+  const Prompt& prompt = request_.prompts[sequence.prompt_idx()];
+  engine::Submit submit;
+  submit.tokens = prompt.ids;
+  submit.num_prompt_tokens = static_cast<int32_t>(prompt.ids.size());
+  submit.sampling = request_.sampling;
+  submit.sampling.seed = seed;
+  submit.sampling.max_tokens = prompt.max_tokens;
+  submit.sampling.min_tokens = std::min(submit.sampling.min_tokens, prompt.max_tokens);
+  submit.priority = request_.priority;
+  submit.cache_salt = request_.cache_salt;
+  submit.kv_transfer_params = request_.kv_transfer_params;
+  return submit;
+}
+
+void GenerationJob::on_output(Sequence& sequence, engine::RequestOutput&& output) {
+  if (ended_ || sequence.finished()) return;
+  if (output.finish == FinishReason::kError) {
+    sequence.submitted = false;
+    return fail(from_error(Error{output.error_code, std::move(output.error_message)}));
+  }
+  const size_t num_new_tokens = output.tokens.size();
+  if (sequence.take(output)) context_.generator.abort(sequence.id);
+  if (sequence.finished()) sequence.submitted = false;
+  count(sequence, num_new_tokens);
+  if (request_.stream) stream(sequence);
+  if (!sequence.finished()) return;
+  count_end(sequence);
+  if (++num_finished_ == sequences_.size()) finish();
+}
+
+void GenerationJob::stream(Sequence& sequence) {
+  const auto num_pending = static_cast<int64_t>(sequence.tokens().size());
+  // The first tokens go out as they come, the rest in groups of stream_interval.
+  const bool due =
+      sequence.finished() || (num_pending > 0 && (!sequence.begun || num_pending >= request_.stream_interval));
+  if (!due) return;
+  if (!std::exchange(streaming_, true)) writer_->begin_stream({});
+  std::string& out = writer_->body();
+  if (!sequence.begun) answer_->write_begin(sequence, out);
+  answer_->write_pending(sequence, out);
+  sequence.begun = true;
+  sequence.clear_pending();
+  writer_->commit();
+}
+
+void GenerationJob::finish() {
+  if (request_.stream) {
+    answer_->write_end(sequences_, writer_->body());
+    writer_->commit();
+    writer_->end_stream();
+  } else {
+    writer_->send({.body = answer_->body(sequences_)});
+  }
+  end();
+}
+
+// Before the first event the client gets a proper status; after it, an event.
+void GenerationJob::fail(const ApiError& problem) {
+  abort_rest();
+  context_.shard.request_success[static_cast<size_t>(Ending::kError)].add(1);
+  if (streaming_) {
+    std::string& out = writer_->body();
+    out += "data: " + problem.json() + "\n\ndata: [DONE]\n\n";
+    writer_->commit();
+    writer_->end_stream();
+  } else {
+    writer_->send(problem.response());
+  }
+  end();
+}
+
+void GenerationJob::on_gone() {
+  if (ended_) return;
+  abort_rest();
+  context_.shard.request_success[static_cast<size_t>(Ending::kAbort)].add(1);
+  end();
+}
+
+void GenerationJob::abort_rest() {
+  for (const auto& sequence : sequences_) {
+    if (std::exchange(sequence->submitted, false)) context_.generator.abort(sequence->id);
+  }
+}
+
+void GenerationJob::end() {
+  ended_ = true;
+  ticket_ = {};
+  const auto last = std::move(self_);  // may destroy this on the way out
+}
+
+void GenerationJob::count(Sequence& sequence, size_t num_new_tokens) {
+  if (num_new_tokens == 0) return;
+  const auto now = Clock::now();
+  context_.shard.generation_tokens.add(num_new_tokens);
+  if (sequence.first_output == Clock::time_point{}) {
+    const auto num_prompt_tokens = request_.prompts[sequence.prompt_idx()].ids.size();
+    context_.shard.prompt_tokens.add(num_prompt_tokens);
+    context_.shard.prompt_tokens_cached.add(static_cast<uint64_t>(sequence.num_cached_tokens()));
+    context_.shard.time_to_first_token.observe(seconds_between(arrived_, now));
+    sequence.first_output = now;
+  } else {
+    context_.shard.inter_token_latency.observe(seconds_between(sequence.last_output, now));
+  }
+  sequence.last_output = now;
+}
+
+void GenerationJob::count_end(const Sequence& sequence) {
+  MetricsShard& shard = context_.shard;
+  const Prompt& prompt = request_.prompts[sequence.prompt_idx()];
+  shard.request_success[static_cast<size_t>(ending_of(sequence.finish()))].add(1);
+  shard.request_prompt_tokens.observe(static_cast<double>(prompt.ids.size()));
+  shard.request_generation_tokens.observe(static_cast<double>(sequence.num_generated()));
+  shard.request_max_num_generation_tokens.observe(static_cast<double>(sequence.num_generated()));
+  shard.request_params_max_tokens.observe(static_cast<double>(prompt.max_tokens));
+  shard.e2e_request_latency.observe(seconds_between(arrived_, Clock::now()));
+  if (sequence.num_generated() > 1) {
+    shard.time_per_output_token.observe(seconds_between(sequence.first_output, sequence.last_output) /
+                                        static_cast<double>(sequence.num_generated() - 1));
+  }
+}
+
+}  // namespace manta::api

@@ -1,0 +1,41 @@
+// The OpenAI-compatible server of a deployment: N share-nothing event-loop threads behind one port.
+//
+//   auto server = ApiServer::start(settings, engine_generators(coordinator));
+//   print(server->url());
+//   …                       // SIGTERM
+//   server->drain();        // new requests get 503, running ones go on
+//   server->join();         // all done, or shutdown_timeout is over
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "api/generator.h"
+#include "base/result.h"
+#include "base/settings.h"
+
+namespace manta::api {
+
+class ApiServer {
+ public:
+  // Loads the tokenizer and templates, binds, starts the threads; answers /health with 503 until an engine is ready.
+  // kInvalidArgument, kNotFound: a file of the model or a certificate. kUnavailable: the port is taken.
+  static Result<std::unique_ptr<ApiServer>> start(const Settings& settings, GeneratorFactory make_generator);
+  virtual ~ApiServer() = default;  // cuts off what is still running
+
+  virtual uint16_t port() const = 0;           // 0 on a unix socket
+  virtual std::string url() const = 0;         // "http://127.0.0.1:8000"
+  virtual void drain() = 0;                    // returns at once; any thread, any number of times
+  virtual void abort() = 0;                    // cuts off every connection; any thread, before join() has returned
+  virtual void join() = 0;                     // after drain(): returns when everything has ended
+  virtual size_t num_connections() const = 0;  // open now; any thread
+};
+
+// The whole life of the `manta api` process: starts the server, calls on_listening with its URL, serves until SIGTERM
+// or SIGINT, drains, returns. A second signal cuts off what is still running.
+Status run_api_server(const Settings& settings, const std::string& coordinator,
+                      const std::function<void(const std::string& url)>& on_listening);
+
+}  // namespace manta::api
