@@ -55,19 +55,8 @@ Status check_limits(const Limits& l, const ModelShape& shape) {
   return {};
 }
 
-// A lane whose host work (a transport's copies and sums) runs on the backend's threads.
-class TeamLane : public Lane {
- public:
-  explicit TeamLane(ThreadTeam& team) : team_(team) {}
-  void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) override {
-    team_.parallel_for(count, grain, [&body](int64_t begin, int64_t end, int) { body(begin, end); });
-  }
-
- private:
-  ThreadTeam& team_;
-};
-
-// Every microbatch's lane is the one team: a CPU has no second stream to overlap with.
+// Every microbatch's lane is the one team: a CPU has no second stream to overlap with. A transport's copies and sums
+// run on it too.
 class TeamLane : public Lane {
  public:
   explicit TeamLane(ThreadTeam& team) : team_(team) {}
