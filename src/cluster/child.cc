@@ -78,6 +78,7 @@ Result<Pipe> make_pipe() {
 [[noreturn]] void become(char* const argv[], int settings, int lifeline, int status, pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(127);  // it died before the line above
+  ::setpgid(0, 0);                          // Ctrl-C in a terminal is for the parent, which then drains us
   // First far away, so that none of the three is overwritten while the others move.
   const int far_settings = ::fcntl(settings, F_DUPFD, 64);
   const int far_lifeline = ::fcntl(lifeline, F_DUPFD, 64);
@@ -231,7 +232,6 @@ Result<std::string> read_settings() {
 }
 
 void follow_parent(asio::io_context& io) {
-  ::signal(SIGINT, SIG_IGN);
   ::signal(SIGPIPE, SIG_IGN);
   ::fcntl(kStatusFd, F_SETFD, FD_CLOEXEC);
   if (::fcntl(kLifelineFd, F_GETFD) < 0) return;  // started by hand

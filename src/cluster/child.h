@@ -50,7 +50,7 @@ std::string describe_exit(int wait_status);  // "exit code 1", "killed by signal
 
 // The bytes the parent left on kSettingsFd.
 Result<std::string> read_settings();
-// Ends this process at once when the parent is gone; ignores SIGINT (the parent handles Ctrl-C for everybody).
+// Ends this process at once when the parent is gone.
 void follow_parent(boost::asio::io_context& io);
 // One line to the parent. Harmless when there is none (a process started by hand).
 void report_status(const std::string& json_line);

@@ -68,7 +68,10 @@ class CoordinatorServer : public Coordinator {
   void publish() {
     if (!roster_.take_changed()) return;
     last_ = roster_.membership();
-    for (const auto& departure : last_.departures) spdlog::warn("{} (epoch {})", departure.why, roster_.epoch().value);
+    for (const auto& departure : last_.departures) {
+      const auto level = departure.role == Role::kEngine ? spdlog::level::warn : spdlog::level::debug;
+      spdlog::log(level, "{} (epoch {})", departure.why, roster_.epoch().value);
+    }
     for (auto& [id, c] : connections_) {
       if (c.joined) send_membership(c);
     }

@@ -318,6 +318,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
   Status on_welcome(Peer& peer, const Frame& frame) {
     MANTA_ASSIGN(peer.welcome, decode_welcome(frame.payload));
     peer.epoch = frame.epoch;
+    peer.load.num_blocks = peer.load.num_free_blocks = peer.welcome->num_blocks;
     model_ = peer.welcome;
     place_orphans();
     on_change_();

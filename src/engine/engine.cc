@@ -16,6 +16,7 @@ FinishReason translate(sched::FinishReason reason) {
     case sched::FinishReason::kNone: return FinishReason::kNone;
     case sched::FinishReason::kStop: return FinishReason::kStop;
     case sched::FinishReason::kLength: return FinishReason::kLength;
+    case sched::FinishReason::kError: return FinishReason::kError;
   }
   return FinishReason::kNone;
 }
@@ -32,11 +33,14 @@ void add_timing(Load& load, const exec::StepTiming& t) {
 }  // namespace
 
 Engine::Engine(EngineOptions options, std::unique_ptr<sched::Scheduler> scheduler,
-               std::unique_ptr<exec::Executor> executor, Deliver deliver)
+               std::unique_ptr<exec::Executor> executor, MakeGrammarCompiler grammars, Deliver deliver)
     : options_(options),
       scheduler_(std::move(scheduler)),
       executor_(std::move(executor)),
-      deliver_(std::move(deliver)) {
+      deliver_(std::move(deliver)),
+      grammars_(std::move(grammars), [this](Submit&& submit, GrammarResult&& matcher) {
+        post(GrammarCommand{std::move(submit), std::move(matcher)});
+      }) {
   publish_snapshot();
 }
 
@@ -62,7 +66,7 @@ Status Engine::run() {
 
 bool Engine::leaving() {
   const std::lock_guard lock(mutex_);
-  return stopping_ || (draining_ && mailbox_.empty() && !scheduler_->has_requests());
+  return stopping_ || (draining_ && mailbox_.empty() && compiling_.empty() && !scheduler_->has_requests());
 }
 
 Status Engine::submit_plans() {
@@ -89,7 +93,7 @@ Status Engine::collect_one() {
   }
   in_flight_.pop_front();
   add_timing(load_, result->timing);
-  MANTA_ASSIGN(auto events, scheduler_->collect(result->id, std::move(result->slots)));
+  MANTA_ASSIGN(auto events, scheduler_->collect(result->id, std::move(result->slots), result->kv));
   for (sched::RequestEvent& event : events) emit(std::move(event));
   flush(result->id);
   publish_snapshot();
@@ -108,7 +112,7 @@ void Engine::post(Command command) {
 
 std::deque<Engine::Command> Engine::take_commands(bool wait) {
   std::unique_lock lock(mutex_);
-  if (wait) wake_.wait(lock, [this] { return !mailbox_.empty() || draining_ || stopping_; });
+  if (wait) wake_.wait(lock, [this] { return !mailbox_.empty() || stopping_ || (draining_ && compiling_.empty()); });
   return std::exchange(mailbox_, {});
 }
 
@@ -158,6 +162,21 @@ void Engine::apply(Submit&& submit) {
       return emit_error(id, error(ErrorCode::kUnavailable, "this engine is draining; send the request again"));
     }
   }
+  unfinished_[id.client].insert(id.serial);
+  if (submit.sampling.grammar.kind == sample::GrammarKind::kNone) return add(std::move(submit), nullptr);
+  compiling_.insert(id);
+  grammars_.compile(std::move(submit));
+}
+
+void Engine::apply(GrammarCommand&& command) {
+  const RequestId id = command.submit.id;
+  if (compiling_.erase(id) == 0) return;  // aborted meanwhile
+  if (!command.matcher.ok()) return emit_error(id, command.matcher.error());
+  add(std::move(command.submit), std::move(*command.matcher));
+}
+
+void Engine::add(Submit&& submit, std::shared_ptr<sample::GrammarMatcher> grammar) {
+  const RequestId id = submit.id;
   sched::Request request;
   request.id = id;
   request.tokens = std::move(submit.tokens);
@@ -165,13 +184,15 @@ void Engine::apply(Submit&& submit) {
   request.sampling = std::move(submit.sampling);
   request.priority = submit.priority;
   request.cache_salt = std::move(submit.cache_salt);
+  request.grammar = std::move(grammar);
+  request.kv_transfer_params = std::move(submit.kv_transfer_params);
   const Status added = scheduler_->add(std::move(request));
-  if (!added.ok()) return emit_error(id, added.error());
-  unfinished_[id.client].insert(id.serial);
+  if (!added.ok()) emit_error(id, added.error());
 }
 
 void Engine::apply(AbortCommand&& command) {
   for (const RequestId id : command.ids) {
+    compiling_.erase(id);
     scheduler_->abort(id);
     forget(id);
   }
@@ -180,7 +201,10 @@ void Engine::apply(AbortCommand&& command) {
 void Engine::apply(ClientGoneCommand&& command) {
   const auto it = unfinished_.find(command.client);
   if (it == unfinished_.end()) return;
-  for (const uint64_t serial : it->second) scheduler_->abort({command.client, serial});
+  for (const uint64_t serial : it->second) {
+    compiling_.erase({command.client, serial});
+    scheduler_->abort({command.client, serial});
+  }
   unfinished_.erase(it);
   outbox_.erase(command.client);
 }
@@ -201,6 +225,9 @@ void Engine::emit(sched::RequestEvent&& event) {
   out.finish = translate(event.finish);
   out.stop_token = event.stop_token;
   out.num_cached_tokens = event.num_cached_tokens;
+  out.error_code = event.error.code;
+  out.error_message = std::move(event.error.message);
+  out.kv_transfer_params = std::move(event.kv_transfer_params);
   if (out.finish != FinishReason::kNone) forget(out.id);
   outbox_[out.id.client].push_back(std::move(out));
 }
@@ -211,6 +238,7 @@ void Engine::emit_error(RequestId id, const Error& e) {
   out.finish = FinishReason::kError;
   out.error_code = e.code;
   out.error_message = e.message;
+  forget(id);
   outbox_[id.client].push_back(std::move(out));
 }
 

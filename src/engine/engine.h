@@ -18,6 +18,7 @@
 
 #include "base/ids.h"
 #include "base/result.h"
+#include "engine/grammar_worker.h"
 #include "engine/messages.h"
 #include "exec/executor.h"
 #include "sched/scheduler.h"
@@ -45,8 +46,9 @@ class Engine {
   // when the engine has nothing left to do.
   using Deliver = std::function<void(uint64_t client, Outputs&& outputs)>;
 
+  // grammars may be null: requests with structured output are then refused.
   Engine(EngineOptions options, std::unique_ptr<sched::Scheduler> scheduler, std::unique_ptr<exec::Executor> executor,
-         Deliver deliver);
+         MakeGrammarCompiler grammars, Deliver deliver);
   ~Engine();
 
   // The engine thread's body. Returns when drained or stopped (ok), or with the error of a failed step: the process
@@ -68,13 +70,19 @@ class Engine {
   struct ClientGoneCommand {
     uint64_t client;
   };
-  using Command = std::variant<Submit, AbortCommand, ClientGoneCommand>;
+  struct GrammarCommand {
+    Submit submit;
+    GrammarResult matcher;
+  };
+  using Command = std::variant<Submit, AbortCommand, ClientGoneCommand, GrammarCommand>;
 
   void post(Command command);
   std::deque<Command> take_commands(bool wait);
   void apply(Submit&& submit);
   void apply(AbortCommand&& command);
   void apply(ClientGoneCommand&& command);
+  void apply(GrammarCommand&& command);
+  void add(Submit&& submit, std::shared_ptr<sample::GrammarMatcher> grammar);
   bool leaving();
   Status submit_plans();
   Status collect_one();
@@ -94,6 +102,7 @@ class Engine {
   std::deque<exec::Ticket> in_flight_;
   std::unordered_map<uint64_t, std::vector<RequestOutput>> outbox_;        // by client, of the step being collected
   std::unordered_map<uint64_t, std::unordered_set<uint64_t>> unfinished_;  // client -> serials
+  std::unordered_set<RequestId> compiling_;                                // their grammar is with grammars_
   Load load_;
   bool idle_announced_ = true;
 
@@ -103,6 +112,8 @@ class Engine {
   bool draining_ = false;
   bool stopping_ = false;
   Snapshot snapshot_;
+
+  GrammarWorker grammars_;  // last: its thread posts to the mailbox
 };
 
 }  // namespace manta::engine

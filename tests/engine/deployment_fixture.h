@@ -127,7 +127,7 @@ class EngineNode {
     engine_options.rank = rank;
     engine_options.max_num_plans = 2;
     engine_ = std::make_unique<Engine>(
-        engine_options, std::move(scheduler), std::move(executor),
+        engine_options, std::move(scheduler), std::move(executor), /*grammars=*/nullptr,
         [this](uint64_t client, Outputs&& outputs) { server_->deliver(client, std::move(outputs)); });
     server_->ready(*engine_, welcome);
     thread_ = std::thread([this] {

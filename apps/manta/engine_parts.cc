@@ -1,0 +1,129 @@
+#include "manta/engine_parts.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "exec/fake_executor.h"
+#include "model/config.h"
+#include "model/generation_config.h"
+#include "text/tokenizer.h"
+
+namespace manta {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kDefaultFakeScript = "The quick brown fox jumps over the lazy dog. ";
+
+// Tokens from a script, at a pace, with the vocabulary of the model's own tokenizer: everything but the model is real.
+Result<std::unique_ptr<exec::Executor>> make_fake_executor(const Settings& s) {
+  MANTA_ASSIGN(const auto tokenizer, text::Tokenizer::load(s.tokenizer.value_or(s.model)));
+  exec::FakeExecutorOptions options;
+  MANTA_ASSIGN(options.script, tokenizer->encode(s.fake_script.value_or(kDefaultFakeScript), {}));
+  if (options.script.empty()) return error(ErrorCode::kInvalidArgument, "fake_script: gives no tokens");
+  options.vocab_size = tokenizer->vocab_size();
+  options.max_num_seqs = static_cast<int>(s.max_num_seqs);
+  options.max_num_batched_tokens = static_cast<int>(s.max_num_batched_tokens);
+  options.max_model_len = static_cast<int>(s.max_model_len.value_or(4096));
+  options.geometry.block_size = static_cast<int>(s.block_size);
+  const int64_t for_all = s.max_num_seqs * ((options.max_model_len + s.block_size - 1) / s.block_size);
+  options.geometry.num_blocks =
+      static_cast<int>(s.num_gpu_blocks_override.value_or(std::min<int64_t>(for_all, 1 << 16)));
+  options.max_in_flight = s.async_scheduling ? 2 : 1;
+  if (s.fake_tokens_per_second > 0) {
+    options.step_duration = std::chrono::microseconds(static_cast<int64_t>(1e6 / s.fake_tokens_per_second));
+  }
+  return std::unique_ptr<exec::Executor>(std::make_unique<exec::FakeExecutor>(std::move(options)));
+}
+
+Result<std::unique_ptr<exec::Executor>> make_executor(const Settings& s) {
+  if (s.executor == "fake") return make_fake_executor(s);
+  return error(ErrorCode::kUnimplemented, "--executor local: not in this version yet; use --executor fake");
+}
+
+Result<std::unique_ptr<sched::Scheduler>> make_scheduler(const Settings& s, const exec::ExecutorInfo& info) {
+  sched::SchedulerOptions options;
+  options.num_blocks = info.geometry.num_blocks;
+  options.block_size = info.geometry.block_size;
+  options.max_num_seqs = info.max_num_seqs;
+  options.max_num_batched_tokens = info.max_num_batched_tokens;
+  options.max_model_len = info.max_model_len;
+  options.num_speculative_tokens = info.num_speculative_tokens;
+  options.policy = s.scheduling_policy == "priority" ? sched::Policy::kPriority : sched::Policy::kFcfs;
+  options.enable_prefix_caching = s.enable_prefix_caching;
+  options.enable_chunked_prefill = s.enable_chunked_prefill;
+  return sched::Scheduler::make(options);
+}
+
+engine::Welcome make_welcome(const Settings& s, const exec::ExecutorInfo& info, int rank) {
+  engine::Welcome w;
+  w.rank = rank;
+  w.pid = ::getpid();
+  w.model = s.model;
+  w.vocab_size = info.vocab_size;
+  w.max_model_len = info.max_model_len;
+  w.max_num_seqs = info.max_num_seqs;
+  w.num_blocks = info.geometry.num_blocks;
+  w.block_size = info.geometry.block_size;
+  w.num_speculative_tokens = info.num_speculative_tokens;
+  return w;
+}
+
+std::string make_summary(const exec::ExecutorInfo& info) {
+  json memory = json::object();
+  for (const auto& line : info.memory) memory[line.name] = line.bytes;
+  return json{{"device", info.device},
+              {"num_blocks", info.geometry.num_blocks},
+              {"block_size", info.geometry.block_size},
+              {"max_model_len", info.max_model_len},
+              {"memory", memory}}
+      .dump();
+}
+
+// The engine never tokenizes; a grammar needs to know which bytes each token stands for.
+Result<std::unique_ptr<sample::GrammarCompiler>> make_grammar_compiler(const std::string& model_path,
+                                                                       const std::string& tokenizer_path,
+                                                                       const std::string& overrides, int vocab_size) {
+  MANTA_ASSIGN(const auto tokenizer, text::Tokenizer::load(tokenizer_path));
+  MANTA_ASSIGN(const auto config, model::load_config(model_path, overrides));
+  MANTA_ASSIGN(const auto generation, model::load_generation_config(model_path, vocab_size));
+  sample::GrammarVocabulary vocabulary;
+  vocabulary.vocab_size = vocab_size;
+  for (TokenId id = 0; id < std::min<TokenId>(vocab_size, tokenizer->vocab_size()); ++id) {
+    const bool plain = tokenizer->has_token(id) && !tokenizer->is_special(id);
+    vocabulary.token_bytes.emplace_back(plain ? tokenizer->token_bytes(id) : std::string_view{});
+  }
+  vocabulary.stop_token_ids = generation.eos_token_ids.empty() ? config.eos_token_ids : generation.eos_token_ids;
+  return sample::GrammarCompiler::make(vocabulary);
+}
+
+}  // namespace
+
+Result<EngineParts> make_engine_parts(const Settings& settings, int rank) {
+  EngineParts parts;
+  MANTA_ASSIGN(parts.executor, make_executor(settings));
+  const exec::ExecutorInfo& info = parts.executor->info();
+  MANTA_ASSIGN(parts.scheduler, make_scheduler(settings, info));
+  parts.options.rank = rank;
+  parts.options.step_deadline = std::chrono::milliseconds(static_cast<int64_t>(settings.step_deadline_s * 1000));
+  parts.options.max_num_plans = std::min(settings.async_scheduling ? 2 : 1, info.max_in_flight);
+  parts.grammars = [model = settings.model, tokenizer = settings.tokenizer.value_or(settings.model),
+                    overrides = settings.hf_overrides.text, vocab_size = info.vocab_size] {
+    return make_grammar_compiler(model, tokenizer, overrides, vocab_size);
+  };
+  parts.welcome = make_welcome(settings, info, rank);
+  parts.summary = make_summary(info);
+  return parts;
+}
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  if (::gethostname(name.data(), name.size() - 1) != 0) return "localhost";
+  return name.data();
+}
+
+}  // namespace manta

@@ -1,0 +1,26 @@
+// Builds what one rank consists of, from its settings: executor (real or fake), scheduler, and what front-ends are
+// told.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "base/result.h"
+#include "base/settings.h"
+#include "engine/engine.h"
+
+namespace manta {
+
+struct EngineParts {
+  engine::EngineOptions options;
+  std::unique_ptr<sched::Scheduler> scheduler;
+  std::unique_ptr<exec::Executor> executor;
+  engine::MakeGrammarCompiler grammars;
+  engine::Welcome welcome;
+  std::string summary;  // JSON object: device, memory ledger, cache blocks; for the start-up summary
+};
+
+Result<EngineParts> make_engine_parts(const Settings& settings, int rank);
+std::string host_name();
+
+}  // namespace manta

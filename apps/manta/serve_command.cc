@@ -1,0 +1,35 @@
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "base/log.h"
+#include "base/settings.h"
+#include "manta/commands.h"
+#include "manta/deployment.h"
+
+namespace manta {
+
+int run_serve(const Args& args) {
+  const EnvMap env = read_environment();
+  const auto parsed = parse_command_line(args, env);
+  if (!parsed.ok()) {
+    fmt::print(stderr, "manta serve: {}\n", parsed.error().message);
+    return 2;
+  }
+  if (parsed->help) {
+    fmt::print("{}", *parsed->help);
+    return 0;
+  }
+  if (parsed->settings.model.empty()) {
+    fmt::print(stderr,
+               "manta serve: no MODEL: give a checkpoint folder or a Hub id, e.g. manta serve models/tiny-v3\n");
+    return 2;
+  }
+  init_logging("serve", parsed->settings.log_level);
+  for (const auto& note : parsed->notes) spdlog::info("{}", note);
+  for (const auto& changed : changed_settings(*parsed)) spdlog::info("{}", changed);
+  return Deployment(parsed->settings).run();
+}
+
+}  // namespace manta
