@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <utility>
 
 namespace manta::api {
@@ -10,8 +11,10 @@ namespace {
 
 class EngineGenerator : public Generator {
  public:
-  EngineGenerator(boost::asio::io_context& io, engine::ClientOptions options) : client_(io, std::move(options)) {
-    client_.start([] {});
+  EngineGenerator(boost::asio::io_context& io, engine::ClientOptions options, int num_engines,
+                  std::function<void()> on_complete)
+      : client_(io, std::move(options)), num_engines_(num_engines), on_complete_(std::move(on_complete)) {
+    client_.start([this] { tell_when_complete(); });
   }
 
   Result<RequestId> submit(engine::Submit submit, OnOutput on_output, std::optional<int> rank) override {
@@ -23,16 +26,26 @@ class EngineGenerator : public Generator {
   std::vector<engine::EngineView> engines() const override { return client_.engines(); }
 
  private:
+  void tell_when_complete() {
+    if (!on_complete_) return;
+    const auto engines = client_.engines();
+    const auto is_ready = [](const engine::EngineView& e) { return e.state == "ready"; };
+    if (std::count_if(engines.begin(), engines.end(), is_ready) < num_engines_) return;
+    std::exchange(on_complete_, nullptr)();
+  }
+
   engine::EngineClient client_;
+  int num_engines_;
+  std::function<void()> on_complete_;  // null once called
 };
 
 }  // namespace
 
-GeneratorFactory engine_generators(const std::string& coordinator) {
-  return [coordinator](boost::asio::io_context& io, int loop) -> std::unique_ptr<Generator> {
-    return std::make_unique<EngineGenerator>(
-        io, engine::ClientOptions{.coordinator = coordinator,
-                                  .process = fmt::format("api pid {} loop {}", ::getpid(), loop)});
+GeneratorFactory engine_generators(const std::string& coordinator, int num_engines, std::function<void()> on_complete) {
+  return [=](boost::asio::io_context& io, int loop) -> std::unique_ptr<Generator> {
+    engine::ClientOptions options{.coordinator = coordinator,
+                                  .process = fmt::format("api pid {} loop {}", ::getpid(), loop)};
+    return std::make_unique<EngineGenerator>(io, std::move(options), num_engines, on_complete);
   };
 }
 

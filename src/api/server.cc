@@ -187,12 +187,20 @@ Result<std::unique_ptr<ApiServer>> ApiServer::start(const Settings& settings, Ge
 }
 
 Status run_api_server(const Settings& settings, const std::string& coordinator,
-                      const std::function<void(const std::string& url)>& on_listening) {
+                      const std::function<void(const std::string& url)>& on_ready) {
   // Before the server's threads, so that they inherit nothing that could take the signals first.
   asio::io_context signals_io;
   asio::signal_set signals(signals_io, SIGTERM, SIGINT);
-  MANTA_ASSIGN(auto server, ApiServer::start(settings, engine_generators(coordinator)));
-  on_listening(server->url());
+  // Loops complete on their own threads, the first perhaps before start() returns: count them on this one.
+  std::unique_ptr<ApiServer> server;
+  auto num_incomplete = settings.api_server_count.value_or(1);
+  const auto on_complete = [&] {
+    asio::post(signals_io, [&] {
+      if (--num_incomplete == 0) on_ready(server->url());
+    });
+  };
+  const int num_engines = static_cast<int>(settings.data_parallel_size);
+  MANTA_ASSIGN(server, ApiServer::start(settings, engine_generators(coordinator, num_engines, on_complete)));
   std::thread joiner;  // waits beside this loop, so that a second signal is heard
   signals.async_wait([&](error_code, int) {
     spdlog::info("draining: {} connections", server->num_connections());

@@ -1,6 +1,6 @@
 // The OpenAI-compatible server of a deployment: N share-nothing event-loop threads behind one port.
 //
-//   auto server = ApiServer::start(settings, engine_generators(coordinator));
+//   auto server = ApiServer::start(settings, engine_generators(coordinator, num_engines, [] {}));
 //   print(server->url());
 //   …                       // SIGTERM
 //   server->drain();        // new requests get 503, running ones go on
@@ -33,9 +33,9 @@ class ApiServer {
   virtual size_t num_connections() const = 0;  // open now; any thread
 };
 
-// The whole life of the `manta api` process: starts the server, calls on_listening with its URL, serves until SIGTERM
-// or SIGINT, drains, returns. A second signal cuts off what is still running.
+// The whole life of the `manta api` process: starts the server, calls on_ready with its URL once every loop can send
+// requests to every engine, serves until SIGTERM or SIGINT, drains, returns. A second signal cuts off what still runs.
 Status run_api_server(const Settings& settings, const std::string& coordinator,
-                      const std::function<void(const std::string& url)>& on_listening);
+                      const std::function<void(const std::string& url)>& on_ready);
 
 }  // namespace manta::api

@@ -213,7 +213,7 @@ def test_sigterm_finishes_running_streams():
     async def run(d):
         streams = await open_streams(d.url, 50, 16)
         await wait_until_all_stream(streams)
-        d.process.terminate()
+        d.terminate()
         ends = await asyncio.gather(*(s.ended for s in streams))
         assert set(ends) == {"done"}
         assert all(s.events >= 16 for s in streams)

@@ -22,6 +22,7 @@ class Deployment:
         self.log = []
         self.url = None
         self._ready = threading.Event()
+        self._asked_to_stop = False
 
     def __enter__(self):
         self.process = subprocess.Popen(
@@ -42,9 +43,15 @@ class Deployment:
                 self._ready.set()
         self._ready.set()  # it ended
 
+    def terminate(self):
+        """Asks it to drain. A second SIGTERM would mean "leave at once", so leaving the `with` sends none after this."""
+        if not self._asked_to_stop:
+            self._asked_to_stop = True
+            self.process.send_signal(signal.SIGTERM)
+
     def __exit__(self, kind, value, trace):
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.terminate()
         try:
             code = self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
