@@ -409,6 +409,7 @@ void Scheduler::take_seat(StepPlan& plan, RequestState& r, int num_cached_tokens
   }
   plan.admitted.push_back({r.slot, r.request.id, r.request.tokens, r.request.num_prompt_tokens, num_cached_tokens,
                            r.blocks, r.request.sampling});
+  if (!r.wants_prompt_logprobs()) plan.admitted.back().sampling.num_prompt_logprobs = -1;  // sent before a preemption
 }
 
 void Scheduler::add_decode(StepPlan& plan, Step& step, RequestState& r, int rows, std::vector<BlockId> new_blocks) {

@@ -46,7 +46,12 @@ Result<std::vector<RequestEvent>> Scheduler::collect(StepId step_id, std::vector
     if (connector_ != nullptr && r.phase == Phase::kRunning && expected.first_token >= 0) {
       connector_->on_computed(r.request.id, r.blocks, expected.first_token + expected.num_rows);
     }
-    if (result != nullptr) events.push_back(apply(r, expected, *result));
+    if (result == nullptr) continue;
+    if (result->error.empty()) {
+      events.push_back(apply(r, expected, *result));
+    } else {
+      fail(r, error(ErrorCode::kInternal, std::move(result->error)));
+    }
   }
   if (connector_ != nullptr) apply_progress(kv);
   for (RequestEvent& event : take_events()) events.push_back(std::move(event));
@@ -56,6 +61,7 @@ Result<std::vector<RequestEvent>> Scheduler::collect(StepId step_id, std::vector
 }
 
 Status Scheduler::check_result(StepId step, const Expected& expected, const SlotResult* result) const {
+  if (result != nullptr && !result->error.empty()) return {};
   const int num_tokens = result == nullptr ? 0 : static_cast<int>(result->tokens.size());
   const int min_tokens = expected.max_new_tokens > 0 ? 1 : 0;
   if (num_tokens >= min_tokens && num_tokens <= expected.max_new_tokens) return {};

@@ -2,6 +2,7 @@
 // reads it and must not know executors.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "base/ids.h"
@@ -19,6 +20,7 @@ struct SlotResult {
   // prompt token samples instead. Empty unless asked for.
   std::vector<sample::TokenLogprobs> prompt_logprobs;
   int num_drafted = 0;  // drafts verified in this step, for the acceptance metrics
+  std::string error;    // not empty: the request must end (its logits are not finite, no token is allowed); no tokens
 };
 
 }  // namespace manta::sched

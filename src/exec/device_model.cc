@@ -1,0 +1,236 @@
+#include "exec/device_model.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+
+#include "model/loader.h"
+
+namespace manta::exec {
+namespace {
+
+constexpr double kDefaultCacheShare = 0.5;  // of the memory that is available once the weights are loaded
+
+Error invalid(std::string message) {
+  return error(ErrorCode::kInvalidArgument, std::move(message));
+}
+
+Status check_options(const LocalExecutorOptions& o) {
+  if (o.max_num_seqs < 1 || o.max_num_batched_tokens < 1 || o.block_size < 1 || o.max_in_flight < 1) {
+    return invalid(fmt::format("max_num_seqs {}, max_num_batched_tokens {}, block_size {}: must be at least 1",
+                               o.max_num_seqs, o.max_num_batched_tokens, o.block_size));
+  }
+  if (o.num_microbatches < 1 || o.num_microbatches > 2) {
+    return invalid(fmt::format("num_microbatches {}: must be 1 or 2", o.num_microbatches));
+  }
+  if (o.load_format != "auto" && o.load_format != "safetensors" && o.load_format != "dummy") {
+    return invalid(fmt::format("load_format {}: must be auto, safetensors or dummy", o.load_format));
+  }
+  if (o.topology.size < 1 || o.topology.rank < 0 || o.topology.rank >= o.topology.size) {
+    return invalid(fmt::format("EP rank {} of {}", o.topology.rank, o.topology.size));
+  }
+  return {};
+}
+
+// The number in a one-line file, or the maximum when there is none ("max").
+uint64_t number_in(const char* path) {
+  uint64_t value = 0;
+  std::ifstream in(path);
+  return in >> value ? value : std::numeric_limits<uint64_t>::max();
+}
+
+}  // namespace
+
+size_t available_memory_bytes() {
+  uint64_t available = 0;
+  std::ifstream meminfo("/proc/meminfo");
+  for (std::string key, unit; meminfo >> key;) {
+    uint64_t kib = 0;
+    meminfo >> kib;
+    std::getline(meminfo, unit);
+    if (key == "MemAvailable:") available = kib * 1024;
+  }
+  const uint64_t limit = number_in("/sys/fs/cgroup/memory.max");
+  const uint64_t used = number_in("/sys/fs/cgroup/memory.current");
+  if (limit != std::numeric_limits<uint64_t>::max() && used <= limit) available = std::min(available, limit - used);
+  return available;
+}
+
+// The KV connector sees every layer's rows before and after they are used.
+class DeviceModel::CacheHook : public model::LayerHook {
+ public:
+  explicit CacheHook(transfer::KvConnectorWorker& connector) : connector_(connector) {}
+  void before_attention(Lane&, int layer) override { connector_.wait_for_layer(layer); }
+  void after_cache_write(Lane&, int layer) override { connector_.layer_done(layer); }
+
+ private:
+  transfer::KvConnectorWorker& connector_;
+};
+
+DeviceModel::DeviceModel(LocalExecutorOptions options) : options_(std::move(options)) {}
+
+DeviceModel::~DeviceModel() = default;
+
+Result<std::unique_ptr<DeviceModel>> DeviceModel::load(LocalExecutorOptions options) {
+  MANTA_TRY(check_options(options));
+  std::unique_ptr<DeviceModel> model(new DeviceModel(std::move(options)));
+  MANTA_TRY(model->load_config());
+  MANTA_TRY(model->make_backend());
+  MANTA_TRY(model->load_weights());
+  MANTA_TRY(model->make_transport());
+  MANTA_TRY(model->make_cache());
+  MANTA_TRY(model->make_driver());
+  return model;
+}
+
+Status DeviceModel::load_config() {
+  MANTA_ASSIGN(config_, model::load_config(options_.model, options_.hf_overrides));
+  if (options_.num_speculative_tokens > 0) MANTA_TRY(model::enable_mtp(config_));
+  const int most = config_.shape.max_position_embeddings;
+  if (options_.max_model_len == 0) options_.max_model_len = most;
+  if (options_.max_model_len < 2 || options_.max_model_len > most) {
+    return invalid(fmt::format("max_model_len {}: must be in [2, {}] (max_position_embeddings of {})",
+                               options_.max_model_len, most, options_.model));
+  }
+  return {};
+}
+
+Status DeviceModel::make_backend() {
+  MANTA_ASSIGN(backend_, backend::make_backend(options_.device, options_.backend));
+  backend::Limits limits;
+  limits.max_num_seqs = options_.max_num_seqs;
+  limits.max_num_tokens = options_.max_num_batched_tokens;
+  limits.max_model_len = options_.max_model_len;
+  limits.num_speculative_tokens = options_.num_speculative_tokens;
+  limits.num_microbatches = options_.num_microbatches;
+  MANTA_TRY(backend_->init(config_.shape, limits));
+  info_.max_num_seqs = options_.max_num_seqs;
+  info_.max_num_batched_tokens = options_.max_num_batched_tokens;
+  info_.max_model_len = options_.max_model_len;
+  info_.vocab_size = config_.shape.vocab_size;
+  info_.num_speculative_tokens = options_.num_speculative_tokens;
+  info_.max_in_flight = options_.max_in_flight;
+  info_.device = backend_->caps().description;
+  info_.memory.push_back({"activations", backend_->workspace_bytes()});
+  return {};
+}
+
+Status DeviceModel::load_weights() {
+  if (const int rows = model::num_moe_rows(config_.shape); rows > 0) {
+    MANTA_ASSIGN(experts_, ep::linear_expert_map(rows, config_.shape.n_routed_experts, options_.num_redundant_experts,
+                                                 options_.topology.size, options_.topology.epoch));
+  }
+  std::unique_ptr<model::WeightSource> source;
+  if (options_.load_format == "dummy") {
+    source = model::make_dummy_weights(config_, options_.seed);
+  } else {
+    MANTA_ASSIGN(source, model::open_checkpoint(options_.model, config_));
+  }
+  model::LoadOptions load;
+  load.experts = {&experts_, options_.topology.rank, options_.topology.size};
+  load.num_threads = options_.backend.num_threads;
+  load.progress = options_.progress;
+  MANTA_ASSIGN(weights_, model::load_weights(config_, *source, *backend_, load));
+  info_.memory.push_back({"weights", weights_->num_bytes});
+  return {};
+}
+
+Status DeviceModel::make_transport() {
+  if (experts_.num_layers == 0) return {};
+  MANTA_ASSIGN(transport_, backend_->make_transport(options_.transport));
+  ep::MoeShape shape;
+  shape.hidden_size = config_.shape.hidden_size;
+  shape.num_experts_per_tok = config_.shape.num_experts_per_tok;
+  shape.num_physical_experts = experts_.num_physical;
+  shape.num_local_experts = experts_.num_physical / options_.topology.size;
+  shape.wire_dtype = backend_->caps().wire_dtype;
+  const int tokens = options_.max_num_batched_tokens, microbatches = options_.num_microbatches;
+  info_.memory.push_back({"expert traffic", transport_->buffer_bytes(shape, tokens, microbatches)});
+  return transport_->configure(options_.topology, shape, tokens, microbatches);
+}
+
+int DeviceModel::num_blocks_for(size_t bytes) const {
+  const size_t blocks = bytes / info_.geometry.bytes_per_block();
+  return static_cast<int>(std::min<size_t>(blocks, std::numeric_limits<int>::max() / options_.block_size));
+}
+
+Result<int> DeviceModel::choose_num_blocks() const {
+  const int per_request = (options_.max_model_len + options_.block_size - 1) / options_.block_size;
+  const size_t block_bytes = info_.geometry.bytes_per_block();
+  const size_t available = available_memory_bytes();
+  int blocks = options_.num_blocks;
+  if (blocks == 0 && options_.cache_bytes > 0) blocks = num_blocks_for(options_.cache_bytes);
+  if (blocks == 0 && options_.cache_bytes == 0) {
+    const auto share = static_cast<size_t>(static_cast<double>(available) * kDefaultCacheShare);
+    const size_t bound = std::min(kMaxDefaultCacheBytes, share / std::max(1, options_.num_local_ranks));
+    blocks = static_cast<int>(std::min<int64_t>(int64_t{per_request} * options_.max_num_seqs, num_blocks_for(bound)));
+  }
+  if (blocks < per_request) {
+    return error(ErrorCode::kResourceExhausted,
+                 fmt::format("a cache of {} blocks ({} bytes) cannot hold one request of max_model_len {}, which needs "
+                             "{} blocks ({} bytes): give --kv-cache-memory-bytes {} or lower --max-model-len",
+                             blocks, blocks * block_bytes, options_.max_model_len, per_request,
+                             per_request * block_bytes, per_request * block_bytes));
+  }
+  if (available > 0 && blocks * block_bytes > available) {
+    return error(ErrorCode::kResourceExhausted,
+                 fmt::format("a cache of {} blocks takes {} bytes, this machine has {} available: lower "
+                             "--kv-cache-memory-bytes",
+                             blocks, blocks * block_bytes, available));
+  }
+  return blocks;
+}
+
+// After everything else, because the cache takes what is left.
+Status DeviceModel::make_cache() {
+  kv::CacheGeometry& g = info_.geometry;
+  g.num_layers = config_.shape.num_layers();
+  g.block_size = options_.block_size;
+  g.kv_lora_rank = config_.shape.kv_lora_rank;
+  g.qk_rope_head_dim = config_.shape.qk_rope_head_dim;
+  g.dtype = backend_->caps().cache_dtype;
+  MANTA_ASSIGN(g.num_blocks, choose_num_blocks());
+  MANTA_TRY(backend_->make_cache(g));
+  info_.memory.push_back({"cache", g.total_bytes()});
+  if (options_.kv_connector == nullptr) return {};
+  std::vector<Tensor> layers;
+  for (int layer = 0; layer < g.num_layers; ++layer) layers.push_back(backend_->cache_layer(layer).rows);
+  hook_ = std::make_unique<CacheHook>(*options_.kv_connector);
+  return options_.kv_connector->register_cache(g, layers);
+}
+
+Status DeviceModel::make_driver() {
+  model::DriverParts parts;
+  parts.backend = backend_.get();
+  parts.config = &config_;
+  parts.weights = weights_.get();
+  parts.experts = transport_ ? &experts_ : nullptr;
+  parts.transport = transport_.get();
+  parts.clock = &clock_;
+  parts.hook = hook_.get();
+  for (int i = 0; i < options_.num_microbatches; ++i) {
+    MANTA_ASSIGN(auto activations, backend_->make_activations());
+    parts.activations.push_back(activations.get());
+    activations_.push_back(std::move(activations));
+  }
+  MANTA_ASSIGN(driver_, model::LayerDriver::make(std::move(parts)));
+  return {};
+}
+
+Result<backend::StepOutputs> DeviceModel::run(const backend::StepInputs& inputs, bool run_layers) {
+  MANTA_TRY(backend_->plan(inputs, views_));
+  if (run_layers) {
+    MANTA_TRY(backend_->run(nullptr, views_, [this](auto microbatches) { driver_->run(microbatches); }));
+  }
+  MANTA_ASSIGN(backend::StepOutputs outputs, backend_->finish());
+  if (transport_) MANTA_TRY(transport_->status());
+  return outputs;
+}
+
+void DeviceModel::abort() {
+  if (transport_) transport_->abort(Epoch{std::numeric_limits<uint64_t>::max()});
+}
+
+}  // namespace manta::exec

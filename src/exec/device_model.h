@@ -1,0 +1,104 @@
+// A model on this rank's device: backend, weights, cache, expert transport and the driver that walks the layers. Made
+// once, at start; what every part takes is planned before the cache is sized and kept in a ledger.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/result.h"
+#include "ep/expert_map.h"
+#include "ep/expert_transport.h"
+#include "exec/executor.h"
+#include "model/config.h"
+#include "model/driver.h"
+#include "model/progress.h"
+#include "model/stage_clock.h"
+#include "model/weights.h"
+#include "transfer/kv_connector.h"
+
+namespace manta::exec {
+
+struct LocalExecutorOptions {
+  std::string model;                 // folder of the checkpoint
+  std::string hf_overrides;          // JSON merged over config.json, or empty
+  std::string load_format = "auto";  // "auto", or "dummy": weights of the right shape and scale from `seed`
+  uint64_t seed = 0;
+  std::string device = "cpu";  // "cpu", or "ref": plain loops in float32
+  backend::BackendOptions backend;
+
+  int max_num_seqs = 256;
+  int max_num_batched_tokens = 2048;
+  int max_model_len = 0;  // 0 = what the model was made for
+  int block_size = 64;
+  int num_speculative_tokens = 0;  // > 0 loads the MTP module
+  int num_microbatches = 1;        // 2: room for DBO's second microbatch
+  int max_in_flight = 2;
+
+  // Size of the cache: exactly num_blocks, else what fits in cache_bytes, else what the requests of a full engine can
+  // use, at most kMaxDefaultCacheBytes and a share of the memory that is available now.
+  int num_blocks = 0;
+  size_t cache_bytes = 0;
+  int num_local_ranks = 1;  // that share this machine's memory
+
+  int num_redundant_experts = 0;
+  std::string transport = "loopback";  // between EP ranks
+  ep::EpTopology topology;             // rank, size and peers; size 1 = all experts here
+
+  model::ProgressFn progress;                                 // of loading; may be empty
+  std::unique_ptr<transfer::KvConnectorWorker> kv_connector;  // may be null
+};
+
+inline constexpr size_t kMaxDefaultCacheBytes = size_t{4} << 30;
+
+class DeviceModel {
+ public:
+  // Loads the weights. Errors name the file, flag or number that is wrong.
+  static Result<std::unique_ptr<DeviceModel>> load(LocalExecutorOptions options);
+  ~DeviceModel();
+  DeviceModel(const DeviceModel&) = delete;
+
+  const ExecutorInfo& info() const { return info_; }
+  int ep_size() const { return options_.topology.size; }
+  int rank() const { return options_.topology.rank; }
+  model::StageClock& clock() { return clock_; }
+  transfer::KvConnectorWorker* kv_connector() { return options_.kv_connector.get(); }
+
+  // One step from its inputs to its outputs; waits for the device. `run_layers` is false for steps without rows that
+  // no other rank waits for.
+  Result<backend::StepOutputs> run(const backend::StepInputs& inputs, bool run_layers);
+  void abort();  // ends waits for other ranks, for good; any thread
+
+ private:
+  class CacheHook;
+
+  explicit DeviceModel(LocalExecutorOptions options);
+  Status load_config();
+  Status make_backend();
+  Status load_weights();
+  Status make_cache();
+  Status make_transport();
+  Status make_driver();
+  int num_blocks_for(size_t bytes) const;
+  Result<int> choose_num_blocks() const;
+
+  LocalExecutorOptions options_;
+  ExecutorInfo info_;
+  model::StageClock clock_;
+  model::ModelConfig config_;
+  std::unique_ptr<backend::Backend> backend_;
+  ep::ExpertMap experts_;
+  std::unique_ptr<model::Weights> weights_;
+  std::unique_ptr<ep::ExpertTransport> transport_;
+  std::vector<std::unique_ptr<backend::Activations>> activations_;
+  std::unique_ptr<CacheHook> hook_;
+  std::unique_ptr<model::LayerDriver> driver_;
+  std::vector<backend::StepView> views_;
+};
+
+// Memory that a new process could use without swapping: of the machine, or of the cgroup when that has less. 0:
+// unknown.
+size_t available_memory_bytes();
+
+}  // namespace manta::exec
