@@ -434,6 +434,14 @@ TEST_F(HostStep, ExpertLoadCountsWhatWasRoutedAndStartsAnewEachStep) {
   }
 }
 
+TEST_F(HostStep, ALaneRunsHostWorkOnTheTeam) {
+  std::vector<int> hits(100, 0);
+  backend_.lane(1).parallel_for(100, 7, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) ++hits[i];
+  });
+  EXPECT_THAT(hits, ::testing::Each(1));
+}
+
 TEST(HostInit, RefusesWhatItCannotDo) {
   TableBackend backend;
   Limits limits = small_limits();

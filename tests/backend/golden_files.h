@@ -1,0 +1,21 @@
+// The values of tests/golden/, read for tests: a plain safetensors reader, independent of the loader under test.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace manta::backend::testing {
+
+struct GoldenTensor {
+  std::vector<int64_t> shape;
+  std::vector<float> f32;  // one of the two holds the values
+  std::vector<int32_t> i32;
+};
+
+// By name. Throws std::runtime_error when the file is missing or not as expected.
+using GoldenTensors = std::map<std::string, GoldenTensor>;
+GoldenTensors read_golden(const std::string& path);
+
+}  // namespace manta::backend::testing
