@@ -1,0 +1,204 @@
+// How many tokens per second does a backend decode with the embedded model? Against Hugging Face's bf16 run on two
+// cores (tests/golden/hf_cpu_speed.json; 64 streams are compared with its 16), same lengths: random prompts of 128
+// tokens, 128 greedy tokens each. Model and backend only: no scheduler, no server.
+//   manta_cpu_decode_bench [--backend cpu|ref] [--threads N] [--tokens N] [--streams N]     from the repository's root
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/driver.h"
+#include "model/loader.h"
+
+namespace {
+
+using namespace manta;
+using Clock = std::chrono::steady_clock;
+
+constexpr const char* kModel = "models/tiny-v3";
+constexpr int kPromptTokens = 128, kBlockSize = 64, kMaxLen = 1024, kChunk = 2048;
+
+struct Options {
+  std::string backend = "cpu";
+  int threads = 2;
+  int tokens = 128;
+  int streams = 0;  // 0: 1, 16 and 64
+};
+
+void check(const Status& status) {
+  if (!status.ok()) throw std::runtime_error(status.error().message);
+}
+template <typename T>
+T take(Result<T> result) {
+  if (!result.ok()) throw std::runtime_error(result.error().message);
+  return std::move(result).value();
+}
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// A loaded model, and steps over it.
+class Engine {
+ public:
+  Engine(const Options& options, int streams) : streams_(streams) {
+    config_ = take(model::load_config(kModel, ""));
+    const auto& s = config_.shape;
+    backend_ = take(backend::make_backend(options.backend, {.num_threads = options.threads}));
+    check(backend_->init(s, {.max_num_seqs = streams, .max_num_tokens = kChunk, .max_model_len = kMaxLen}));
+    map_ = take(ep::linear_expert_map(model::num_moe_rows(s), s.n_routed_experts, 0, 1, {}));
+    const auto source = take(model::open_checkpoint(kModel, config_));
+    const auto begin = Clock::now();
+    weights_ = take(
+        model::load_weights(config_, *source, *backend_, {.experts = {.map = &map_}, .num_threads = options.threads}));
+    load_seconds = seconds_since(begin);
+    check(backend_->make_cache({.num_layers = s.num_layers(),
+                                .num_blocks = streams * kMaxLen / kBlockSize,
+                                .block_size = kBlockSize,
+                                .kv_lora_rank = s.kv_lora_rank,
+                                .qk_rope_head_dim = s.qk_rope_head_dim,
+                                .dtype = backend_->caps().cache_dtype}));
+    act_ = take(backend_->make_activations());
+    transport_ = take(backend_->make_transport("loopback"));
+    check(transport_->configure({},
+                                {.hidden_size = s.hidden_size,
+                                 .num_experts_per_tok = s.num_experts_per_tok,
+                                 .num_physical_experts = map_.num_physical,
+                                 .num_local_experts = map_.num_physical,
+                                 .wire_dtype = backend_->caps().wire_dtype},
+                                kChunk, 1));
+    driver_ = take(model::LayerDriver::make({.backend = backend_.get(),
+                                             .config = &config_,
+                                             .weights = weights_.get(),
+                                             .experts = &map_,
+                                             .transport = transport_.get(),
+                                             .activations = {act_.get()},
+                                             .clock = &clock_}));
+  }
+
+  // Seconds of prefill: all prompts, as many whole ones as a step of kChunk rows holds.
+  double prefill() {
+    std::mt19937 rng(3);
+    std::vector<TokenId> prompt(kPromptTokens);
+    sample::SamplingParams greedy;
+    greedy.temperature = 0.0f;
+    const auto begin = Clock::now();
+    for (int first = 0; first < streams_; first += kChunk / kPromptTokens) {
+      const int count = std::min(kChunk / kPromptTokens, streams_ - first);
+      std::vector<std::vector<TokenId>> prompts(count, prompt);
+      std::vector<std::vector<BlockId>> blocks(count);
+      std::vector<SlotId> released;
+      std::vector<backend::SlotAdmission> admitted;
+      std::vector<backend::RowSlice> slices;
+      for (int i = 0; i < count; ++i) {
+        for (TokenId& t : prompts[i]) t = static_cast<TokenId>(3 + rng() % 4000);
+        for (int b = 0; b < kMaxLen / kBlockSize; ++b) blocks[i].push_back((first + i) * kMaxLen / kBlockSize + b);
+        if (used_) released.push_back(first + i);
+        admitted.push_back({first + i, prompts[i], kPromptTokens, blocks[i], &greedy});
+        slices.push_back({.slot = first + i,
+                          .num_rows = kPromptTokens,
+                          .first_position = 0,
+                          .samples = true,
+                          .max_seq_len = kPromptTokens});
+      }
+      step({.released = released, .admitted = admitted, .slices = slices});
+    }
+    used_ = true;
+    return seconds_since(begin);
+  }
+
+  // Seconds of `steps` decode steps of all streams.
+  double decode(int steps) {
+    std::vector<backend::RowSlice> slices;
+    for (int i = 0; i < streams_; ++i) slices.push_back({.slot = i, .num_rows = 1, .max_seq_len = kMaxLen});
+    const auto begin = Clock::now();
+    for (int i = 0; i < steps; ++i) step({.slices = slices});
+    return seconds_since(begin);
+  }
+
+  const backend::Caps& caps() const { return backend_->caps(); }
+  double load_seconds = 0;
+
+ private:
+  void step(const backend::StepInputs& inputs) {
+    check(backend_->plan(inputs, views_));
+    check(backend_->run(nullptr, views_, [this](std::span<const backend::StepView> views) { driver_->run(views); }));
+    take(backend_->finish());
+  }
+
+  int streams_;
+  bool used_ = false;  // the slots hold requests
+  model::ModelConfig config_;
+  std::unique_ptr<backend::Backend> backend_;
+  ep::ExpertMap map_;
+  std::unique_ptr<model::Weights> weights_;
+  std::unique_ptr<backend::Activations> act_;
+  std::unique_ptr<ep::ExpertTransport> transport_;
+  model::StageClock clock_;
+  std::unique_ptr<model::LayerDriver> driver_;
+  std::vector<backend::StepView> views_;
+};
+
+Options parse(int argc, char** argv) {
+  Options o;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    if (std::strcmp(argv[i], "--backend") == 0) o.backend = argv[i + 1];
+    if (std::strcmp(argv[i], "--threads") == 0) o.threads = std::atoi(argv[i + 1]);
+    if (std::strcmp(argv[i], "--tokens") == 0)
+      o.tokens = std::clamp(std::atoi(argv[i + 1]), 1, kMaxLen - kPromptTokens - 1);
+    if (std::strcmp(argv[i], "--streams") == 0) o.streams = std::atoi(argv[i + 1]);
+  }
+  return o;
+}
+
+// Hugging Face's bf16 figures for a number of streams.
+nlohmann::json hf_bf16(int streams) {
+  nlohmann::json all;
+  std::ifstream("tests/golden/hf_cpu_speed.json") >> all;
+  for (const auto& row : all) {
+    if (row.at("dtype") == "bfloat16" && row.at("batch") == (streams >= 16 ? 16 : 1)) return row;
+  }
+  throw std::runtime_error("tests/golden/hf_cpu_speed.json: no bfloat16 row");
+}
+
+int run(const Options& options) {
+  std::vector<int> cases{1, 16, 64};
+  if (options.streams > 0) cases = {options.streams};
+  fmt::print("{:>8} {:>9} {:>14} {:>14} {:>12} {:>12}\n", "streams", "load s", "prefill tok/s", "decode tok/s",
+             "prefill/HF", "decode/HF");
+  for (const int streams : cases) {
+    Engine engine(options, streams);
+    if (streams == cases.front()) fmt::print("{}; HF = transformers bf16, 2 threads\n", engine.caps().description);
+    // Best of 3, as the baseline is best of 2. Admitting a slot again starts its sequence anew.
+    double prefill = 1e30, decode = 1e30;
+    for (int i = 0; i < 3; ++i) {
+      prefill = std::min(prefill, engine.prefill());
+      decode = std::min(decode, engine.decode(options.tokens));
+    }
+    const auto hf = hf_bf16(streams);
+    const double prefill_rate = streams * kPromptTokens / prefill;
+    const double decode_rate = static_cast<double>(streams) * options.tokens / decode;
+    fmt::print("{:>8} {:>9.3f} {:>14.0f} {:>14.0f} {:>12.1f} {:>12.1f}\n", streams, engine.load_seconds, prefill_rate,
+               decode_rate, prefill_rate / hf.at("prefill_tok_s").get<double>(),
+               decode_rate / hf.at("decode_tok_s").get<double>());
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(parse(argc, argv));
+  } catch (const std::exception& e) {
+    fmt::print(stderr, "cpu_decode_bench: {}\n", e.what());
+    return 1;
+  }
+}
