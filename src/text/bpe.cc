@@ -9,8 +9,8 @@ namespace manta::text {
 namespace {
 
 constexpr uint32_t kNoRank = UINT32_MAX;
-// Up to here all pairs are scanned for the lowest rank instead of keeping a heap. bench/tokenizer_bench on Chinese text,
-// whose words are long, gives the same speed from 32 to 96 and less beyond.
+// Up to here all pairs are scanned for the lowest rank instead of keeping a heap. bench/tokenizer_bench on Chinese
+// text, whose words are long, gives the same speed from 32 to 96 and less beyond.
 constexpr size_t kMaxShortWord = 64;
 
 uint64_t pair_key(TokenId left, TokenId right) {

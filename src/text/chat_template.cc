@@ -117,6 +117,7 @@ bool ChatTemplate::probe_object_arguments() const {
     const auto text = render_messages(messages, {.add_generation_prompt = false});
     return text.ok() && text->find(R"("key)") != std::string::npos && text->find(R"(\"key)") == std::string::npos;
   };
+  if (source_.find("arguments") == std::string::npos) return false;
   return !renders_as_json(R"({"key": "value"})") && renders_as_json({{"key", "value"}});
 }
 

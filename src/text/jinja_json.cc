@@ -21,10 +21,6 @@ using jinja::is_val;
 using jinja::mk_val;
 using nlohmann::ordered_json;
 
-[[noreturn]] void abort_render(std::string message) {
-  throw JinjaAbort{error(ErrorCode::kInvalidArgument, std::move(message))};
-}
-
 struct PythonFloat : jinja::value_float_t {
   // The engine's constructor converts to int64 whatever the value is.
   explicit PythonFloat(double value) : value_float_t(std::abs(value) < 9e18 ? value : 0.0) { val_flt = value; }
@@ -214,7 +210,12 @@ Dumper::Options dump_options(const jinja::func_args& args) {
 
 }  // namespace
 
-jinja::value to_jinja(const ordered_json& json, int max_depth) {
+void abort_render(std::string message) {
+  throw JinjaAbort{error(ErrorCode::kInvalidArgument, std::move(message))};
+}
+
+jinja::value to_jinja(const ordered_json& json, int max_depth, size_t& num_items) {
+  ++num_items;
   if (max_depth < 0) abort_render("the chat template's variables are nested too deeply");
   switch (json.type()) {
     case ordered_json::value_t::boolean: return mk_val<jinja::value_bool>(json.get<bool>());
@@ -228,12 +229,12 @@ jinja::value to_jinja(const ordered_json& json, int max_depth) {
     }
     case ordered_json::value_t::array: {
       auto array = mk_val<jinja::value_array>();
-      for (const auto& item : json) array->push_back(to_jinja(item, max_depth - 1));
+      for (const auto& item : json) array->push_back(to_jinja(item, max_depth - 1, num_items));
       return array;
     }
     case ordered_json::value_t::object: {
       auto object = mk_val<jinja::value_object>();
-      for (const auto& [key, item] : json.items()) object->insert(key, to_jinja(item, max_depth - 1));
+      for (const auto& [key, item] : json.items()) object->insert(key, to_jinja(item, max_depth - 1, num_items));
       return object;
     }
     default: return mk_val<jinja::value_none>();

@@ -4,6 +4,7 @@
 #include <jinja/value.h>
 
 #include <nlohmann/json_fwd.hpp>
+#include <string>
 
 #include "base/result.h"
 
@@ -15,8 +16,10 @@ struct JinjaAbort {
   Error error;
 };
 
-// Throws JinjaAbort beyond max_depth levels. Floats print as Python prints them.
-jinja::value to_jinja(const nlohmann::ordered_json& json, int max_depth);
+[[noreturn]] void abort_render(std::string message);  // with kInvalidArgument
+
+// Throws JinjaAbort beyond max_depth levels. Adds the number of values made to num_items.
+jinja::value to_jinja(const nlohmann::ordered_json& json, int max_depth, size_t& num_items);
 
 // The tojson filter: value, ensure_ascii=False, indent=None, separators=None, sort_keys=False, as json.dumps has them.
 // Throws JinjaAbort for what json.dumps cannot serialise (undefined, functions), and beyond kMaxJsonDepth levels.

@@ -29,7 +29,7 @@ constexpr const char* kPrintName = "#print";
 
 struct Budget {
   uintptr_t stack_base = 0;
-  int num_iterations = 0;
+  size_t num_iterations = 0, max_iterations = 0;
 };
 thread_local Budget* budget = nullptr;  // of the render that runs on this thread
 
@@ -41,12 +41,11 @@ uintptr_t stack_position() {
 struct GuardStatement : jinja::statement {
   std::string type() const override { return "Guard"; }
   jinja::value execute_impl(jinja::context&) const override {
-    if (++budget->num_iterations > JinjaProgram::kMaxIterations) {
-      throw JinjaAbort{error(ErrorCode::kResourceExhausted,
-                             fmt::format("the chat template loops more than {} times", JinjaProgram::kMaxIterations))};
+    if (++budget->num_iterations > budget->max_iterations) {
+      abort_render(fmt::format("the chat template loops more than {} times", budget->max_iterations));
     }
     if (budget->stack_base - stack_position() > JinjaProgram::kMaxRecursionBytes) {
-      throw JinjaAbort{error(ErrorCode::kResourceExhausted, "the chat template's macros call each other too deeply")};
+      abort_render("the chat template's macros call each other too deeply");
     }
     return jinja::mk_val<jinja::value_undefined>();
   }
@@ -54,7 +53,10 @@ struct GuardStatement : jinja::statement {
 
 class BudgetScope {
  public:
-  BudgetScope() : outer_(std::exchange(budget, &own_)) { own_.stack_base = stack_position(); }
+  explicit BudgetScope(size_t num_items) : outer_(std::exchange(budget, &own_)) {
+    own_.stack_base = stack_position();
+    own_.max_iterations = JinjaProgram::kMaxIterations + JinjaProgram::kIterationsPerItem * num_items;
+  }
   ~BudgetScope() { budget = outer_; }
   BudgetScope(const BudgetScope&) = delete;
   BudgetScope& operator=(const BudgetScope&) = delete;
@@ -67,7 +69,7 @@ class BudgetScope {
 // ---- functions that replace the engine's ----
 
 jinja::value raise_exception(const jinja::func_args& args) {
-  throw JinjaAbort{error(ErrorCode::kInvalidArgument, args.get_pos(0)->as_string().str())};
+  abort_render(args.get_pos(0)->as_string().str());
 }
 
 jinja::value bounded_range(const jinja::func_args& args) {
@@ -81,8 +83,7 @@ jinja::value bounded_range(const jinja::func_args& args) {
   auto items = jinja::mk_val<jinja::value_array>();
   while (step > 0 ? value < stop : value > stop) {
     if (items->as_array().size() == JinjaProgram::kMaxRange) {
-      throw JinjaAbort{error(ErrorCode::kResourceExhausted,
-                             fmt::format("range() of more than {} numbers", JinjaProgram::kMaxRange))};
+      abort_render(fmt::format("range() of more than {} numbers", JinjaProgram::kMaxRange));
     }
     items->push_back(jinja::mk_val<jinja::value_int>(value));
     if (__builtin_add_overflow(value, step, &value)) break;
@@ -105,14 +106,13 @@ bool holds(const jinja::value& value, const jinja::value& wanted, std::unordered
 jinja::value without_cycle(const jinja::func_args& args) {
   std::unordered_set<const void*> seen;
   if (holds(args.get_pos(1), args.get_pos(0), seen)) {
-    throw JinjaAbort{error(ErrorCode::kInvalidArgument, "the chat template puts a namespace into itself")};
+    abort_render("the chat template puts a namespace into itself");
   }
   return args.get_pos(1);
 }
 
 jinja::value refuse_mutation(const jinja::func_args&) {
-  throw JinjaAbort{
-      error(ErrorCode::kInvalidArgument, "the chat template changes a list or calls a subscript's result")};
+  abort_render("the chat template changes a list or calls a subscript's result");
 }
 
 // ---- before parsing ----
@@ -362,10 +362,11 @@ Result<JinjaProgram> JinjaProgram::parse(const std::string& source) {
 }
 
 Result<std::string> JinjaProgram::render(std::span<const Variable> variables) const {
-  const BudgetScope scope;
   try {
     jinja::context context(state_->source);
-    for (const auto& [name, value] : variables) context.set_val(name, to_jinja(*value, kMaxJsonDepth));
+    size_t num_items = 0;
+    for (const auto& [name, value] : variables) context.set_val(name, to_jinja(*value, kMaxJsonDepth, num_items));
+    const BudgetScope scope(num_items);
     context.set_val(kToJsonName, jinja::mk_val<jinja::value_func>("tojson", python_tojson));
     context.set_val(kWithoutCycleName, jinja::mk_val<jinja::value_func>("set", without_cycle));
     context.set_val(kPrintName, jinja::mk_val<jinja::value_func>("print", python_print));

@@ -21,11 +21,13 @@ namespace manta::text {
 class JinjaProgram {
  public:
   static constexpr size_t kMaxSourceBytes = 1 << 20;
-  static constexpr int kMaxTagTokens = 1000;             // in one {{ }} or {% %}
-  static constexpr int kMaxNesting = 64;                 // of brackets
-  static constexpr int kMaxBlockNesting = 128;           // of if, for, …, each elif counted
-  static constexpr int kMaxRange = 100'000;              // Jinja2's sandbox has the same bound
-  static constexpr int kMaxIterations = 50'000;         // of all loops and macro calls in one render
+  static constexpr int kMaxTagTokens = 1000;    // in one {{ }} or {% %}
+  static constexpr int kMaxNesting = 64;        // of brackets
+  static constexpr int kMaxBlockNesting = 128;  // of if, for, …, each elif counted
+  static constexpr int kMaxRange = 100'000;     // Jinja2's sandbox has the same bound
+  // Of all loops and macro calls in one render; kIterationsPerItem more for every list item, member and value given.
+  static constexpr int kMaxIterations = 20'000;
+  static constexpr int kIterationsPerItem = 8;
   static constexpr int kMaxJsonDepth = 128;              // of the variables
   static constexpr size_t kMaxRecursionBytes = 1 << 20;  // stack that nested macro calls may use
 
@@ -37,7 +39,7 @@ class JinjaProgram {
     const nlohmann::ordered_json* value;  // borrowed
   };
   // Of variables with the same name the last counts. kInvalidArgument: the template raised an exception or used a value
-  // in a way it does not allow; kResourceExhausted: a bound was reached.
+  // in a way it does not allow, or a bound was reached.
   Result<std::string> render(std::span<const Variable> variables) const;
 
  private:
