@@ -1,5 +1,6 @@
-// The model's stages walked one by one over real weights, with a look at what each left behind. model/ has the driver
-// that serves; this one exists so that a wrong number can be traced to the stage and layer that made it.
+// A checkpoint on a backend, without an executor: steps through model/'s driver, with a look at the logits; or, to
+// trace a wrong number to the stage and layer that made it, the stages walked one by one with a look at what each left
+// behind.
 #pragma once
 
 #include <functional>
@@ -10,6 +11,8 @@
 
 #include "backend/backend.h"
 #include "model/config.h"
+#include "model/driver.h"
+#include "model/stage_clock.h"
 #include "model/weights.h"
 
 namespace manta::backend::testing {
@@ -20,34 +23,41 @@ class StageWalk {
   using Observer = std::function<void(int layer, const StepView& view, const Activations& act)>;
 
   // Loads the checkpoint in `folder` with its MTP module. Throws std::runtime_error with the error's message.
+  ~StageWalk();
   StageWalk(std::unique_ptr<Backend> backend, const std::string& folder, Limits limits, int num_blocks, int block_size);
 
-  // One step: plan, every stage, finish; microbatches one after the other. Afterwards view() and act() hold what the
-  // step left, act().logits the draft logits when something sampled, else those of the head; head_logits() is called in
-  // between.
+  // One step: plan, every stage, finish. Afterwards view() and act() hold what microbatch 0 left; act().logits are the
+  // draft logits where something sampled.
   StepOutputs step(const StepInputs& inputs);
 
-  Observer observer;
+  // Called once a microbatch has sampled, while act.logits still holds what it sampled from.
   std::function<void(const StepView& view, const Activations& act)> head_logits;
-  // Called instead of mtp_draft.
-  std::function<void(const StepView& view, Activations& act)> mtp_logits;
+  // Either of these makes step() walk the stages itself, one microbatch after the other, in place of the driver.
+  Observer observer;
+  std::function<void(const StepView& view, Activations& act)> mtp_logits;  // called instead of mtp_draft
 
   Backend& backend() { return *backend_; }
   const StepView& view() const { return views_.at(0); }
-  Activations& act() { return *act_; }
+  Activations& act() { return *acts_[0]; }
   const model::Weights& weights() const { return *weights_; }
   const ModelShape& shape() const { return config_.shape; }
 
  private:
-  void forward(const StepView& view);
-  void layer(const StepView& view, int layer, Hidden& hidden);
+  class LogitsHook;
+
+  void make_driver();
+  void walk(const StepView& view);
+  void walk_layer(const StepView& view, int layer, Hidden& hidden, Activations& act);
 
   std::unique_ptr<Backend> backend_;
   model::ModelConfig config_;
   ep::ExpertMap map_;
   std::unique_ptr<model::Weights> weights_;
-  std::unique_ptr<Activations> act_;
+  std::vector<std::unique_ptr<Activations>> acts_;  // by microbatch
   std::unique_ptr<ep::ExpertTransport> transport_;
+  model::StageClock clock_;
+  std::unique_ptr<model::LayerHook> hook_;
+  std::unique_ptr<model::LayerDriver> driver_;
   std::vector<StepView> views_;
 };
 
