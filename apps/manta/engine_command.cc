@@ -58,7 +58,9 @@ class EngineProcess {
 
   Status load_and_run() {
     report_event("progress", "loading");
-    MANTA_ASSIGN(EngineParts parts, make_engine_parts(settings_, arguments_.rank));
+    // Ranks load alike; one of them tells.
+    const auto progress = arguments_.rank == 0 ? model::print_progress(stderr, "loading weights") : nullptr;
+    MANTA_ASSIGN(EngineParts parts, make_engine_parts(settings_, arguments_.rank, progress));
     engine::Welcome welcome = parts.welcome;
     engine::Engine engine(
         parts.options, std::move(parts.scheduler), std::move(parts.executor), std::move(parts.grammars),

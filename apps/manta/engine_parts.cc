@@ -1,6 +1,7 @@
 #include "manta/engine_parts.h"
 
 #include <fmt/format.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "exec/fake_executor.h"
+#include "exec/local_executor.h"
 #include "model/config.h"
 #include "model/generation_config.h"
 #include "text/tokenizer.h"
@@ -40,9 +42,37 @@ Result<std::unique_ptr<exec::Executor>> make_fake_executor(const Settings& s) {
   return std::unique_ptr<exec::Executor>(std::make_unique<exec::FakeExecutor>(std::move(options)));
 }
 
-Result<std::unique_ptr<exec::Executor>> make_executor(const Settings& s) {
-  if (s.executor == "fake") return make_fake_executor(s);
-  return error(ErrorCode::kUnimplemented, "--executor local: not in this version yet; use --executor fake");
+// Cores of this process, shared by the engines of this node.
+int threads_per_engine(const Settings& s) {
+  if (s.cpu_threads > 0) return static_cast<int>(s.cpu_threads);
+  cpu_set_t allowed;
+  const int num_cores = ::sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
+  return std::max(1, num_cores / static_cast<int>(s.data_parallel_size_local.value_or(s.data_parallel_size)));
+}
+
+Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, model::ProgressFn progress) {
+  exec::LocalExecutorOptions options;
+  options.model = s.model;
+  options.hf_overrides = s.hf_overrides.text;
+  options.load_format = s.load_format == "dummy" ? "dummy" : "auto";
+  options.seed = static_cast<uint64_t>(s.seed);
+  options.device = s.cpu_backend;
+  options.backend.num_threads = threads_per_engine(s);
+  options.backend.fp8_activations = s.fp8_activations;
+  options.backend.batch_invariant = s.batch_invariant;
+  options.max_num_seqs = static_cast<int>(s.max_num_seqs);
+  options.max_num_batched_tokens = static_cast<int>(s.max_num_batched_tokens);
+  options.max_model_len = static_cast<int>(s.max_model_len.value_or(0));
+  options.block_size = static_cast<int>(s.block_size);
+  if (s.speculative_config.method) {
+    options.num_speculative_tokens = static_cast<int>(s.speculative_config.num_speculative_tokens.value_or(1));
+  }
+  options.max_in_flight = s.async_scheduling ? 2 : 1;
+  options.num_blocks = static_cast<int>(s.num_gpu_blocks_override.value_or(0));
+  options.cache_bytes = static_cast<size_t>(s.kv_cache_memory_bytes.value_or(0));
+  options.num_local_ranks = static_cast<int>(s.data_parallel_size_local.value_or(s.data_parallel_size));
+  options.progress = std::move(progress);
+  return exec::make_local_executor(std::move(options));
 }
 
 Result<std::unique_ptr<sched::Scheduler>> make_scheduler(const Settings& s, const exec::ExecutorInfo& info) {
@@ -103,9 +133,10 @@ Result<std::unique_ptr<sample::GrammarCompiler>> make_grammar_compiler(const std
 
 }  // namespace
 
-Result<EngineParts> make_engine_parts(const Settings& settings, int rank) {
+Result<EngineParts> make_engine_parts(const Settings& settings, int rank, model::ProgressFn progress) {
   EngineParts parts;
-  MANTA_ASSIGN(parts.executor, make_executor(settings));
+  MANTA_ASSIGN(parts.executor, settings.executor == "fake" ? make_fake_executor(settings)
+                                                           : make_model_executor(settings, std::move(progress)));
   const exec::ExecutorInfo& info = parts.executor->info();
   MANTA_ASSIGN(parts.scheduler, make_scheduler(settings, info));
   parts.options.rank = rank;

@@ -8,6 +8,7 @@
 #include "base/result.h"
 #include "base/settings.h"
 #include "engine/engine.h"
+#include "model/progress.h"
 
 namespace manta {
 
@@ -20,7 +21,8 @@ struct EngineParts {
   std::string summary;  // JSON object: device, memory ledger, cache blocks; for the start-up summary
 };
 
-Result<EngineParts> make_engine_parts(const Settings& settings, int rank);
+// progress: of loading the weights; called from the thread that loads.
+Result<EngineParts> make_engine_parts(const Settings& settings, int rank, model::ProgressFn progress);
 std::string host_name();
 
 }  // namespace manta
