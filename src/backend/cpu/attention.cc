@@ -32,7 +32,7 @@ Attention::Attention(const Kernels& kernels, host::ThreadTeam& team, const Model
   scratch_.resize(team.num_threads());
   for (Scratch& t : scratch_) {
     t.q.resize(kMaxQueries);
-    t.keys.resize(kKeyTile);
+    t.keys.resize(kKeyTile + kKeysAhead);
     t.num_visible.resize(kMaxQueries);
     for (auto* v : {&t.max, &t.sum, &t.rescale}) v->resize(kMaxQueries);
     t.scores.resize(kMaxQueries * kKeyTile);
@@ -102,8 +102,8 @@ void Attention::run_tile(const Piece& p, const StepView& view, const KvLayer& ca
   const int64_t slot = view.slots.as<int32_t>()[p.request];
   const int32_t* blocks = view.block_tables.as<int32_t>() + slot * view.block_tables.stride[0];
   const auto block_size = static_cast<int>(cache.rows.shape[1]);
-  for (int j = 0; j < num_keys; ++j) {
-    const int position = first_key + j;
+  for (int j = 0; j < kKeyTile + kKeysAhead; ++j) {
+    const int position = std::min(first_key + j, p.num_keys - 1);
     const int64_t row = int64_t{blocks[position / block_size]} * block_size + position % block_size;
     s.keys[j] = cache.rows.as<uint16_t>() + row * width_;
   }

@@ -17,6 +17,7 @@ namespace manta::backend::cpu {
 inline constexpr int kPanelColumns = 64;
 inline constexpr int kScaleBlock = 128;  // of FP8 checkpoints: one scale per 128 x 128 weights
 inline constexpr int kKeyTile = 64;      // keys that attention takes at a time, cut at multiples of 64 positions
+inline constexpr int kKeysAhead = 8;     // how far ahead of their use keys are brought near
 
 // C[r][j] += sum over k of A[r][k] * W[j][k], for the 64 columns of one panel and one block of K.
 struct GemmBlock {
@@ -36,11 +37,13 @@ using GemmBf16Fn = void (*)(const GemmBlock& block, const uint16_t* panel);
 using GemmFp8Fn = void (*)(const GemmBlock& block, const uint8_t* panel, float scale, uint16_t* expanded);
 using GemmF32Fn = void (*)(const float* a, int64_t lda, int rows, int num_k, const float* panel, float* c);
 
-// Scores of `rows` queries against the keys of one tile: s[r][j] = q[r] . key[j], columns beyond num_keys untouched.
+// Scores of `rows` queries against the keys of one tile: s[r][j] = q[r] . key[j]; columns from num_keys on: anything.
 struct ScoreTile {
   const uint16_t* const* q = nullptr;  // [rows] pointers to `width` bf16
   int rows = 0;
-  const uint16_t* const* keys = nullptr;  // [num_keys] pointers to `width` bf16
+  // [kKeyTile + kKeysAhead] pointers to `width` bf16, all readable; those behind num_keys are the tile's to come (or
+  // any).
+  const uint16_t* const* keys = nullptr;
   int num_keys = 0;
   int width = 0;
   float* scores = nullptr;  // [rows][kKeyTile]
