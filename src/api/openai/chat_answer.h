@@ -3,12 +3,14 @@
 #include <memory>
 
 #include "api/openai/answer.h"
+#include "api/openai/chat_parts.h"
 
 namespace manta::api {
 
 struct ChatOptions {
   bool logprobs = false;
   bool prompt_logprobs = false;
+  PartsOptions parts;
 };
 
 // Chat messages. request and context outlive it.

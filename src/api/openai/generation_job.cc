@@ -83,9 +83,20 @@ Problem GenerationJob::submit_all() {
       if (!id.ok()) return from_error(id.error());
       sequence.id = *id;
       sequence.submitted = true;
+      if (context_.settings.enable_log_requests) log_request(sequence);
     }
   }
   return {};
+}
+
+void GenerationJob::log_request(const Sequence& sequence) const {
+  const Prompt& prompt = request_.prompts[sequence.prompt_idx()];
+  const sample::SamplingParams& p = request_.sampling;
+  spdlog::info(
+      "{} as {}: {} prompt tokens, at most {} more; temperature {}, top_p {}, top_k {}, {} stop strings, "
+      "grammar {}, stream {}",
+      request_.id, to_string(sequence.id), prompt.ids.size(), prompt.max_tokens, p.temperature, p.top_p, p.top_k,
+      request_.stop.size(), p.grammar.kind != sample::GrammarKind::kNone, request_.stream);
 }
 
 engine::Submit GenerationJob::make_submit(const Sequence& sequence, uint64_t seed) const {

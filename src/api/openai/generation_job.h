@@ -31,6 +31,7 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
  private:
   Problem admit();
   Problem submit_all();
+  void log_request(const Sequence& sequence) const;
   engine::Submit make_submit(const Sequence& sequence, uint64_t seed) const;
   void on_output(Sequence& sequence, engine::RequestOutput&& output);
   void stream(Sequence& sequence);

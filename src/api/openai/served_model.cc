@@ -7,6 +7,8 @@
 #include <ctime>
 
 #include "text/file.h"
+#include "text/reasoning_parser.h"
+#include "text/tool_parser.h"
 
 namespace manta::api {
 namespace {
@@ -110,6 +112,8 @@ Result<ServedModel> load_served_model(const Settings& settings) {
     return config.error();
   }
   MANTA_TRY(load_template(settings, model));
+  if (settings.tool_call_parser) MANTA_TRY(text::ToolParser::check(*settings.tool_call_parser, *model.tokenizer));
+  if (settings.reasoning_parser) MANTA_TRY(text::ReasoningParser::check(*settings.reasoning_parser, *model.tokenizer));
   for (TokenId id = 0; id < model.tokenizer->vocab_size(); ++id) {
     model.max_token_bytes = std::max(model.max_token_bytes, model.tokenizer->token_bytes(id).size());
   }
