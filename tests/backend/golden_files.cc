@@ -1,5 +1,7 @@
 #include "golden_files.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -7,6 +9,25 @@
 #include <stdexcept>
 
 namespace manta::backend::testing {
+namespace {
+
+std::vector<double> log_softmax(const float* logits, int64_t n) {
+  const double max = *std::max_element(logits, logits + n);
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += std::exp(logits[i] - max);
+  std::vector<double> out(n);
+  for (int64_t i = 0; i < n; ++i) out[i] = logits[i] - max - std::log(sum);
+  return out;
+}
+
+}  // namespace
+
+double kl_divergence(const float* reference, const float* other, int64_t n) {
+  const auto p = log_softmax(reference, n), q = log_softmax(other, n);
+  double kl = 0;
+  for (int64_t i = 0; i < n; ++i) kl += std::exp(p[i]) * (p[i] - q[i]);
+  return kl;
+}
 
 GoldenTensors read_golden(const std::string& path) {
   std::ifstream in(path, std::ios::binary);

@@ -18,4 +18,7 @@ struct GoldenTensor {
 using GoldenTensors = std::map<std::string, GoldenTensor>;
 GoldenTensors read_golden(const std::string& path);
 
+// KL(softmax(reference) || softmax(other)) over n logits, in double.
+double kl_divergence(const float* reference, const float* other, int64_t n);
+
 }  // namespace manta::backend::testing
