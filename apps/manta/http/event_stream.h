@@ -2,6 +2,8 @@
 // For programs that talk to a server (bench, chat); includes Asio, so only their .cc files include it.
 #pragma once
 
+#include <utility>  // first: Boost 1.74's awaitable.hpp uses std::exchange without it
+
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/io_context.hpp>
 #include <functional>
