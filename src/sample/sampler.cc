@@ -75,10 +75,8 @@ void mask_end_tokens(const RowInput& in, std::span<float> logits) {
 struct RowSampler::Scratch {
   explicit Scratch(int vocab_size) : logits(vocab_size), marks(vocab_size, 0), ids(vocab_size) {}
 
-  std::span<float> copy(std::span<const float> from) {
-    std::copy(from.begin(), from.end(), logits.begin());
-    return logits;
-  }
+  std::span<float> adjust(const RowInput& in);
+  TokenId draw(const SamplingParams& p, int32_t position, TokenId likeliest);
   void mask_not_allowed(const std::vector<TokenId>& allowed);
   void penalize(const RowInput& in);
   std::span<TokenId> filter(const SamplingParams& p, std::span<const float> z);
@@ -158,33 +156,25 @@ std::span<TokenId> RowSampler::Scratch::filter(const SamplingParams& p, std::spa
   return keep_top_p(keep_top_k({ids.data(), num_kept}, p.top_k, z), p.top_p, z);
 }
 
-RowSampler::RowSampler(int vocab_size) : scratch_(std::make_unique<Scratch>(vocab_size)) {}
-RowSampler::~RowSampler() = default;
-RowSampler::RowSampler(RowSampler&&) noexcept = default;
-RowSampler& RowSampler::operator=(RowSampler&&) noexcept = default;
-
-RowChoice RowSampler::choose(const RowInput& in) {
+// Everything up to the penalties, on a copy.
+std::span<float> RowSampler::Scratch::adjust(const RowInput& in) {
   const SamplingParams& p = *in.params;
-  if (!all_finite(in.logits)) return {-1, RowFault::kNotFinite};
-  if (p.greedy() && !changes_logits(in)) return {argmax(in.logits), RowFault::kNone};
-
-  const std::span<float> logits = scratch_->copy(in.logits);
+  std::copy(in.logits.begin(), in.logits.end(), logits.begin());
   if (!in.token_bitmask.empty()) mask_by_bitmask(in.token_bitmask, logits);
-  if (!p.allowed_token_ids.empty()) scratch_->mask_not_allowed(p.allowed_token_ids);
+  if (!p.allowed_token_ids.empty()) mask_not_allowed(p.allowed_token_ids);
   mask_bad_words(in, logits);
   mask_end_tokens(in, logits);
   for (const auto& [id, bias] : p.logit_bias) logits[id] += bias;
-  if (p.has_penalties()) scratch_->penalize(in);
+  if (p.has_penalties()) penalize(in);
+  return logits;
+}
 
-  const TokenId likeliest = argmax(logits);
-  if (likeliest < 0) return {-1, RowFault::kNothingAllowed};
-  if (p.greedy()) return {likeliest, RowFault::kNone};
-
-  const float max = logits[likeliest];
+// Temperature, filters and the Gumbel-max draw over the adjusted logits, of which `likeliest` is the argmax.
+TokenId RowSampler::Scratch::draw(const SamplingParams& p, int32_t position, TokenId likeliest) {
   // Subtracting first keeps a tiny temperature from overflowing: the best token is 0, never inf - inf.
+  const float max = logits[likeliest];
   for (float& x : logits) x = (x - max) / p.temperature;
 
-  const auto position = static_cast<int32_t>(in.tokens.size());
   TokenId best = likeliest;  // no filter removes it
   double best_score = gumbel(p.seed, position, likeliest);
   const auto consider = [&](TokenId id) {
@@ -198,9 +188,25 @@ RowChoice RowSampler::choose(const RowInput& in) {
   if (p.top_k == 0 && p.top_p >= 1.0f && p.min_p == 0.0f) {
     for (size_t i = 0; i < logits.size(); ++i) consider(static_cast<TokenId>(i));
   } else {
-    for (TokenId id : scratch_->filter(p, logits)) consider(id);
+    for (TokenId id : filter(p, logits)) consider(id);
   }
-  return {best, RowFault::kNone};
+  return best;
+}
+
+RowSampler::RowSampler(int vocab_size) : scratch_(std::make_unique<Scratch>(vocab_size)) {}
+RowSampler::~RowSampler() = default;
+RowSampler::RowSampler(RowSampler&&) noexcept = default;
+RowSampler& RowSampler::operator=(RowSampler&&) noexcept = default;
+
+RowChoice RowSampler::choose(const RowInput& in) {
+  const SamplingParams& p = *in.params;
+  if (!all_finite(in.logits)) return {-1, RowFault::kNotFinite};
+  if (p.greedy() && !changes_logits(in)) return {argmax(in.logits), RowFault::kNone};
+  const std::span<float> logits = scratch_->adjust(in);
+  const TokenId likeliest = argmax(logits);
+  if (likeliest < 0) return {-1, RowFault::kNothingAllowed};
+  if (p.greedy()) return {likeliest, RowFault::kNone};
+  return {scratch_->draw(p, static_cast<int32_t>(in.tokens.size()), likeliest), RowFault::kNone};
 }
 
 void RowSampler::logprobs(std::span<const float> logits, TokenId token, int num_best, TokenLogprobs& out) {

@@ -29,8 +29,8 @@ float from_e4m3(uint8_t bits);
 float round_to_e4m3(float x);
 
 // One group of DeepSeek's dynamic activation quantisation (act_quant: 1 x 128 values, scale = amax / 448, with ue8m0
-// rounded up to a power of two), quantised and multiplied back. A group of zeros stays zero. count <= 128; in and out may
-// be the same.
+// rounded up to a power of two), quantised and multiplied back. A group of zeros stays zero. count <= 128; in and out
+// may be the same.
 constexpr int kQuantGroup = 128;
 void quantize_group(const float* in, int count, bool ue8m0, float* out);
 

@@ -20,6 +20,13 @@ int num_prompt_targets(int first_position, int num_rows, int num_prompt_tokens) 
   return std::clamp(num_prompt_tokens - 1 - first_position, 0, num_rows);
 }
 
+std::span<const uint32_t> bitmask_of(const SampleView& sample, int i) {
+  if (!sample.has_bitmask) return {};
+  const int64_t num_words = sample.token_bitmask.shape[1];
+  return {reinterpret_cast<const uint32_t*>(sample.token_bitmask.as<int32_t>()) + i * num_words,
+          static_cast<size_t>(num_words)};
+}
+
 }  // namespace
 
 SampleStage::SampleStage(int vocab_size, int num_threads) : vocab_size_(vocab_size) {
@@ -62,10 +69,7 @@ void SampleStage::run(ThreadTeam& team, const StepView& view, std::span<const Pi
       const Piece& piece = pieces[r];
       Slot& slot = slots.slot(piece.slot);
       if (piece.prompt_logprobs) prompt_rows(view, piece, logits, slot, thread);
-      if (!piece.samples) continue;
-      // Sampling slices stand in the order of the pieces.
-      const auto i = std::count_if(pieces.begin(), pieces.begin() + r, [](const Piece& p) { return p.samples; });
-      sample_slice(view, static_cast<int>(i), piece, logits, slot, thread);
+      if (piece.samples) sample_slice(view, piece, logits, slot, thread);
     }
   });
 }
@@ -81,47 +85,49 @@ void SampleStage::prompt_rows(const StepView& view, const Piece& piece, const Te
   }
 }
 
-void SampleStage::sample_slice(const StepView& view, int i, const Piece& piece, const Tensor& logits, Slot& slot,
-                               int thread) {
+void SampleStage::sample_slice(const StepView& view, const Piece& piece, const Tensor& logits, Slot& slot, int thread) {
   const SampleView& sample = view.sample;
+  const int i = piece.sample_index;
   const int first = sample.first_logit_row.as<int32_t>()[i];
   const int num_rows = sample.num_rows.as<int32_t>()[i];
-  const int32_t* logit_rows = view.logit_rows.as<int32_t>();
+  const int32_t* step_rows = view.logit_rows.as<int32_t>() + first;
   int32_t* tokens = sample.tokens.as<int32_t>() + i * sample.tokens.stride[0];
-  std::span<const uint32_t> bitmask;
-  if (sample.has_bitmask) {
-    const int64_t num_words = sample.token_bitmask.shape[1];
-    bitmask = {reinterpret_cast<const uint32_t*>(sample.token_bitmask.as<int32_t>()) + i * num_words,
-               static_cast<size_t>(num_words)};
-  }
+  std::fill_n(tokens, sample.max_rows, -1);
   Outcome& o = outcomes_[piece.slice];
   o.pending = false;
-  std::fill_n(tokens, sample.max_rows, -1);
   int accepted = 0;
-  while (accepted < num_rows && view.positions.as<int32_t>()[logit_rows[first + accepted]] >= 0) {
-    const auto row_logits = row(logits, first + accepted);
-    const sample::RowChoice choice = samplers_[thread].choose(
-        {row_logits, &slot.sampling, slot.tokens, slot.num_prompt_tokens, accepted == 0 ? bitmask : bitmask.first(0)});
-    if (choice.fault != sample::RowFault::kNone) {
-      o.slice.error = fmt::format("token {} of the sequence: {}", slot.slot_len(), to_string(choice.fault));
-      break;
-    }
-    if (slot.sampling.num_logprobs >= 0) {
-      samplers_[thread].logprobs(row_logits, choice.token, slot.sampling.num_logprobs, o.slice.logprobs[accepted]);
-    }
-    const int step_row = logit_rows[first + accepted];
-    tokens[accepted++] = choice.token;
-    o.slice.tokens.push_back(choice.token);
-    slot.tokens.push_back(choice.token);
-    view.next_token_ids.as<int32_t>()[step_row] = choice.token;
+  while (accepted < num_rows && view.positions.as<int32_t>()[step_rows[accepted]] >= 0) {
+    const TokenId token = sample_row(row(logits, first + accepted), accepted == 0 ? bitmask_of(sample, i) : Bitmask(),
+                                     slot, o.slice, thread);
+    if (token < 0) break;
+    const int step_row = step_rows[accepted];
+    view.next_token_ids.as<int32_t>()[step_row] = token;
+    tokens[accepted++] = token;
     // Its successor row was computed with the draft as its token: right if that is what was sampled.
-    if (accepted < num_rows && view.token_ids.as<int32_t>()[step_row + 1] != choice.token) break;
+    if (accepted < num_rows && view.token_ids.as<int32_t>()[step_row + 1] != token) break;
   }
   if (!o.slice.error.empty()) o.slice.tokens.clear();
   o.slice.logprobs.resize(std::min(o.slice.logprobs.size(), o.slice.tokens.size()));
   slot.drafts.clear();
   sample.num_accepted.as<int32_t>()[i] = accepted;
-  sample.draft_row.as<int32_t>()[i] = logit_rows[first + std::max(accepted - 1, 0)];
+  sample.draft_row.as<int32_t>()[i] = step_rows[std::max(accepted - 1, 0)];
+}
+
+// The slot's next token, appended to the slot and to `out` with its log probabilities; -1 and out.error on a fault.
+TokenId SampleStage::sample_row(std::span<const float> logits, Bitmask bitmask, Slot& slot, StepOutputs::Slice& out,
+                                int thread) {
+  sample::RowSampler& sampler = samplers_[thread];
+  const auto choice = sampler.choose({logits, &slot.sampling, slot.tokens, slot.num_prompt_tokens, bitmask});
+  if (choice.fault != sample::RowFault::kNone) {
+    out.error = fmt::format("token {} of the sequence: {}", slot.slot_len(), to_string(choice.fault));
+    return -1;
+  }
+  if (slot.sampling.num_logprobs >= 0) {
+    sampler.logprobs(logits, choice.token, slot.sampling.num_logprobs, out.logprobs[out.tokens.size()]);
+  }
+  out.tokens.push_back(choice.token);
+  slot.tokens.push_back(choice.token);
+  return choice.token;
 }
 
 Result<std::vector<StepOutputs::Slice>> SampleStage::take() {

@@ -35,7 +35,10 @@ class SampleStage {
     int num_prompt_logprobs = 0;  // best tokens per prompt token; -1 none
   };
 
-  void sample_slice(const StepView& view, int i, const Piece& piece, const Tensor& logits, Slot& slot, int thread);
+  using Bitmask = std::span<const uint32_t>;
+
+  void sample_slice(const StepView& view, const Piece& piece, const Tensor& logits, Slot& slot, int thread);
+  TokenId sample_row(std::span<const float> logits, Bitmask bitmask, Slot& slot, StepOutputs::Slice& out, int thread);
   void prompt_rows(const StepView& view, const Piece& piece, const Tensor& logits, const Slot& slot, int thread);
   std::span<const float> row(const Tensor& logits, int64_t i) const;
 

@@ -169,7 +169,7 @@ void StepBuilder::fill_samples(const StepInputs& inputs, Buffers& b, StepView& v
       logit_rows[view.num_logit_rows++] = p.first_row + p.num_rows - p.num_logit_rows + j;
     }
     if (!p.samples) continue;
-    const int i = sample.num_slices++;
+    const int i = p.sample_index = sample.num_slices++;
     const int num_rows = p.first_position < 0 ? p.num_rows : 1;
     sample.slots.as<int32_t>()[i] = p.slot;
     sample.first_logit_row.as<int32_t>()[i] = view.num_logit_rows - num_rows;

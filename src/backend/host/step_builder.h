@@ -19,7 +19,8 @@ struct Piece {
   int num_rows = 0;
   int first_position = -1;  // -1: decode
   int max_seq_len = 0;
-  bool samples = false;  // the slice's last rows are here and become tokens
+  bool samples = false;   // the slice's last rows are here and become tokens
+  int sample_index = -1;  // of SampleView
   bool prompt_logprobs = false;
   int first_logit_row = 0;
   int num_logit_rows = 0;
