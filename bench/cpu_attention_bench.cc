@@ -83,9 +83,20 @@ double ours(const Case& c) {
   Limits limits;
   limits.max_num_tokens = num_rows;
   host::ThreadTeam team(1);
-  cpu::Attention attention(cpu::best_kernels(), team, shape, limits);
+  cpu::Attention attention(cpu::best_kernels(), team, shape, limits, kWidth, kLatent);
   const KvLayer layer{make_tensor(cache.data(), DType::kBF16, {num_blocks, kBlockSize, kWidth})};
-  return best_us([&] { attention.attend(view, layer, {q.data(), out.data(), kLatent}); });
+  const cpu::PagedLatents source(view, layer);
+  std::vector<cpu::RowRange> ranges;
+  for (int i = 0; i < c.num_requests; ++i) ranges.push_back({i, cu_rows[i], c.num_rows});
+  const cpu::AttentionJob job{.ranges = ranges,
+                              .source = &source,
+                              .num_heads = c.heads,
+                              .q = q.data(),
+                              .q_row = int64_t{c.heads} * kWidth,
+                              .out = out.data(),
+                              .out_row = int64_t{c.heads} * kLatent,
+                              .out_head = kLatent};
+  return best_us([&] { attention.attend(view, job); });
 }
 
 double onednn(const Case& c) {

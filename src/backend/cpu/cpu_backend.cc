@@ -10,6 +10,7 @@
 #include "backend/cpu/gemm.h"
 #include "backend/cpu/kernels.h"
 #include "backend/cpu/packed_weights.h"
+#include "backend/cpu/unabsorbed.h"
 #include "backend/host/host_backend.h"
 #include "backend/host/rope.h"
 #include "backend/host/routing.h"
@@ -36,7 +37,8 @@ uint16_t* row_bf16(const Tensor& t, int64_t i) {
 
 // What attn_project leaves for attn_attend, per microbatch: with two microbatches in flight the stages interleave.
 struct CpuActivations : host::HostActivations {
-  Tensor q;  // [T, H * (C + rope)] bf16
+  Tensor q;           // [T, H * (C + rope)] bf16, absorbed
+  Tensor q_separate;  // [T, H * (nope + rope)] bf16, for the unabsorbed form
 };
 
 // Scratch inside one stage, shared by all microbatches: stages run one at a time. bf16 rows are padded to a pair.
@@ -58,16 +60,21 @@ struct StageScratch {
 
 class CpuBackend : public host::HostBackend {
  public:
-  CpuBackend(int num_threads, const Kernels& kernels) : HostBackend(num_threads), kernels_(kernels) {
+  CpuBackend(int num_threads, bool batch_invariant, const Kernels& kernels)
+      : HostBackend(num_threads), kernels_(kernels) {
     caps_.name = "cpu";
-    caps_.description = fmt::format("cpu ({} threads, {})", team().num_threads(), kernels.name);
+    caps_.description = fmt::format("cpu ({} threads, {}{})", team().num_threads(), kernels.name,
+                                    batch_invariant ? "" : ", unabsorbed prefill");
+    caps_.batch_invariant = batch_invariant;
     caps_.cache_dtype = DType::kBF16;
     caps_.wire_dtype = DType::kBF16;
   }
 
   const Caps& caps() const override { return caps_; }
   Result<PackedWeightPtr> pack(const WeightView& weight, WeightRole role) override {
-    return pack_weight(weight, role, {shape().num_attention_heads, shape().qk_nope_head_dim, shape().v_head_dim});
+    return pack_weight(
+        weight, role,
+        {shape().num_attention_heads, shape().qk_nope_head_dim, shape().v_head_dim, !caps_.batch_invariant});
   }
   Result<std::unique_ptr<Activations>> make_activations() override;
 
@@ -101,8 +108,14 @@ class CpuBackend : public host::HostBackend {
   void linear(const Tensor& a, int rows, const PackedMatrix& w, const Tensor& out);
   // out [rows, D] = down(silu(gate(a)) * up(a)); a [rows, D] bf16.
   void mlp(const Tensor& a, int rows, const MlpWeights& w, const Tensor& out);
+  // Fills absorbed_ and unabsorbed_: which form each request's rows take in this step.
+  void choose_forms(const StepView& view);
   void finish_queries(const StepView& view, CpuActivations& act);
-  void absorb_queries(const StepView& view, const KvUpWeight& w, CpuActivations& act);
+  template <typename Fill>
+  void for_heads(std::span<const RowRange> ranges, Fill&& fill);
+  void absorb_queries(std::span<const RowRange> ranges, const KvUpWeight& w, CpuActivations& act);
+  void attend_absorbed(const StepView& view, std::span<const RowRange> ranges, const KvUpWeight& kv_up,
+                       const KvLayer& cache, CpuActivations& act);
   void finish_latents(const StepView& view, const AttnWeights& w, KvLayer& cache);
   void embedding_row(const PackedWeight& embedding, TokenId token, float* out) const;
   void expert_rows(const ExpertWeights& weights, const ep::ExpertBatch& batch, int first_expert, int64_t first_row,
@@ -112,6 +125,8 @@ class CpuBackend : public host::HostBackend {
   Caps caps_;
   std::optional<Gemm> gemm_;
   std::optional<Attention> attention_;
+  std::unique_ptr<Unabsorbed> unabsorbed_form_;  // null: every row takes the absorbed one
+  std::vector<RowRange> absorbed_, unabsorbed_;  // of the step at hand
   std::optional<host::RopeTable> rope_;
   std::vector<host::Router> routers_;  // by thread
   StageScratch scratch_;
@@ -125,7 +140,12 @@ Status CpuBackend::on_init() {
                  fmt::format("hidden_size {}: must be even on the cpu backend (bf16 pairs)", s.hidden_size));
   }
   gemm_.emplace(kernels_, team());
-  attention_.emplace(kernels_, team(), s, limits());
+  attention_.emplace(kernels_, team(), s, limits(), s.kv_lora_rank + s.qk_rope_head_dim, s.kv_lora_rank);
+  absorbed_.reserve(limits().max_num_seqs + 1);
+  unabsorbed_.reserve(limits().max_num_seqs);
+  if (!caps_.batch_invariant) {
+    MANTA_ASSIGN(unabsorbed_form_, Unabsorbed::make(kernels_, team(), s, limits()));
+  }
   rope_.emplace(s, limits().max_model_len);
   routers_.assign(s.n_routed_experts > 0 ? team().num_threads() : 0, host::Router(s));
   return allocate_scratch();
@@ -158,18 +178,20 @@ Status CpuBackend::allocate_scratch() {
     MANTA_TRY(take(scratch_.gate_logits, DType::kF32, t, s.n_routed_experts));
   }
   if (s.num_mtp_layers > 0) MANTA_TRY(take(scratch_.mtp_pair, DType::kBF16, t, 2 * s.hidden_size));
-  problems_.reserve(std::max(s.num_attention_heads, s.n_routed_experts));
+  const int ranges = unabsorbed_form_ ? limits().max_num_seqs + 1 : 1;
+  problems_.reserve(std::max(s.num_attention_heads * ranges, s.n_routed_experts));
   return {};
 }
 
 size_t CpuBackend::derived_bytes() const {
   if (!gemm_) return 0;
+  const size_t separate = unabsorbed_form_ ? shape().qk_nope_head_dim + shape().qk_rope_head_dim : 0;
   const size_t q = static_cast<size_t>(limits().max_num_tokens) * shape().num_attention_heads *
-                   (shape().kv_lora_rank + shape().qk_rope_head_dim) * sizeof(uint16_t);
+                   (shape().kv_lora_rank + shape().qk_rope_head_dim + separate) * sizeof(uint16_t);
   const size_t activations = host::HostActivations::num_bytes(shape(), limits(), DType::kF32, caps_.wire_dtype) + q;
   const size_t rope = static_cast<size_t>(limits().max_model_len) * shape().qk_rope_head_dim * sizeof(float);
   return gemm_->scratch_bytes() + attention_->scratch_bytes() + rope + scratch_.memory.num_bytes() +
-         activations * limits().num_microbatches;
+         (unabsorbed_form_ ? unabsorbed_form_->scratch_bytes() : 0) + activations * limits().num_microbatches;
 }
 
 Result<std::unique_ptr<Activations>> CpuBackend::make_activations() {
@@ -177,6 +199,11 @@ Result<std::unique_ptr<Activations>> CpuBackend::make_activations() {
   MANTA_TRY(act->allocate(shape(), limits(), DType::kF32, caps_.wire_dtype));
   const int64_t width = int64_t{shape().num_attention_heads} * (shape().kv_lora_rank + shape().qk_rope_head_dim);
   MANTA_ASSIGN(act->q, act->memory.allocate("queries", DType::kBF16, {limits().max_num_tokens, width}));
+  if (unabsorbed_form_) {
+    const int64_t separate =
+        int64_t{shape().num_attention_heads} * (shape().qk_nope_head_dim + shape().qk_rope_head_dim);
+    MANTA_ASSIGN(act->q_separate, act->memory.allocate("queries", DType::kBF16, {limits().max_num_tokens, separate}));
+  }
   return std::unique_ptr<Activations>(std::move(act));
 }
 
@@ -235,9 +262,11 @@ void CpuBackend::embedding_row(const PackedWeight& embedding, TokenId token, flo
 // ---- stages --------------------------------------------------------------------------------------------------------
 
 void CpuBackend::embed(Lane&, const StepView& view, const PackedWeight& embedding, Hidden& out) {
-  for (int i = 0; i < view.num_tokens; ++i) {
-    embedding_row(embedding, view.token_ids.as<int32_t>()[i], row(out.hidden, i));
-  }
+  for_rows(view.num_tokens, shape().hidden_size / 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      embedding_row(embedding, view.token_ids.as<int32_t>()[i], row(out.hidden, i));
+    }
+  });
   out.residual_valid = false;
 }
 
@@ -261,8 +290,11 @@ void CpuBackend::attn_project(Lane&, const StepView& view, const AttnWeights& w,
   gemm_->run(down);
   finish_latents(view, w, cache);
   if (compressed) linear(scratch_.q_a_normed, view.num_tokens, matrix(w.q_b_proj), scratch_.q);
+  choose_forms(view);
   finish_queries(view, act);
-  absorb_queries(view, static_cast<const KvUpWeight&>(*w.kv_b_proj), act);
+  const RowRange all{0, 0, view.num_tokens};
+  absorb_queries(unabsorbed_.empty() ? std::span(&all, 1) : std::span<const RowRange>(absorbed_),
+                 static_cast<const KvUpWeight&>(*w.kv_b_proj), act);
 }
 
 // Norms of the compressed query and latent; the latent row with its rotated key goes to the cache.
@@ -285,6 +317,20 @@ void CpuBackend::finish_latents(const StepView& view, const AttnWeights& w, KvLa
   });
 }
 
+void CpuBackend::choose_forms(const StepView& view) {
+  absorbed_.clear();
+  unabsorbed_.clear();
+  const int32_t* cu_rows = view.cu_rows.as<int32_t>();
+  for (int r = 0; r < view.num_reqs; ++r) {
+    const RowRange range{r, cu_rows[r], cu_rows[r + 1] - cu_rows[r]};
+    if (range.count == 0) continue;
+    const int32_t* positions = view.positions.as<int32_t>() + range.first;
+    const int num_keys = 1 + *std::max_element(positions, positions + range.count);
+    const bool separate = unabsorbed_form_ && unabsorbed_form_->pays(range.count, num_keys);
+    (separate ? unabsorbed_ : absorbed_).push_back(range);
+  }
+}
+
 // Rotates the queries' rope parts into act.q and rounds the rest for absorb_queries.
 void CpuBackend::finish_queries(const StepView& view, CpuActivations& act) {
   const ModelShape& s = shape();
@@ -300,47 +346,82 @@ void CpuBackend::finish_queries(const StepView& view, CpuActivations& act) {
         if (nope % 2 != 0) q_nope[nope] = 0;
         rope_->rotate(q + nope, position);
         kernels_.to_bf16(q + nope, rope, row_bf16(act.q, i) + head * width + s.kv_lora_rank);
+        if (!unabsorbed_.empty()) {
+          kernels_.to_bf16(q, nope + rope, row_bf16(act.q_separate, i) + head * (nope + rope));
+        }
       }
     }
   });
 }
 
-void CpuBackend::absorb_queries(const StepView& view, const KvUpWeight& w, CpuActivations& act) {
-  const ModelShape& s = shape();
+// A product for every head and range of rows. Where all rows are absorbed (always, but for the unabsorbed form) they
+// make one range.
+template <typename Fill>
+void CpuBackend::for_heads(std::span<const RowRange> ranges, Fill&& fill) {
   problems_.clear();
-  for (int head = 0; head < s.num_attention_heads; ++head) {
-    GemmProblem p;
-    p.weight = &w.key_up[head];
-    p.a = scratch_.q_nope.as<uint16_t>() + head * even(s.qk_nope_head_dim);
-    p.lda = scratch_.q_nope.stride[0];
-    p.rows = view.num_tokens;
-    p.out_bf16 = act.q.as<uint16_t>() + int64_t{head} * (s.kv_lora_rank + s.qk_rope_head_dim);
-    p.ldo = act.q.stride[0];
-    problems_.push_back(p);
+  for (int head = 0; head < shape().num_attention_heads; ++head) {
+    for (const RowRange& range : ranges) {
+      GemmProblem p;
+      p.rows = range.count;
+      fill(p, head, int64_t{range.first});
+      problems_.push_back(p);
+    }
   }
   gemm_->run(problems_);
+}
+
+void CpuBackend::absorb_queries(std::span<const RowRange> ranges, const KvUpWeight& w, CpuActivations& act) {
+  const ModelShape& s = shape();
+  for_heads(ranges, [&](GemmProblem& p, int head, int64_t first) {
+    p.weight = &w.key_up[head];
+    p.a = row_bf16(scratch_.q_nope, first) + head * even(s.qk_nope_head_dim);
+    p.lda = scratch_.q_nope.stride[0];
+    p.out_bf16 = row_bf16(act.q, first) + int64_t{head} * (s.kv_lora_rank + s.qk_rope_head_dim);
+    p.ldo = act.q.stride[0];
+  });
+}
+
+void CpuBackend::attend_absorbed(const StepView& view, std::span<const RowRange> ranges, const KvUpWeight& kv_up,
+                                 const KvLayer& cache, CpuActivations& act) {
+  const ModelShape& s = shape();
+  const int64_t latent = even(s.kv_lora_rank);
+  const PagedLatents source(view, cache);
+  attention_->attend(view, {.ranges = absorbed_,
+                            .source = &source,
+                            .num_heads = s.num_attention_heads,
+                            .q = act.q.as<uint16_t>(),
+                            .q_row = act.q.stride[0],
+                            .out = scratch_.latent_out.as<uint16_t>(),
+                            .out_row = scratch_.latent_out.stride[0],
+                            .out_head = latent});
+  for_heads(ranges, [&](GemmProblem& p, int head, int64_t first) {
+    p.weight = &kv_up.value_up[head];
+    p.a = row_bf16(scratch_.latent_out, first) + head * latent;
+    p.lda = scratch_.latent_out.stride[0];
+    p.out_bf16 = row_bf16(scratch_.attn_out, first) + int64_t{head} * s.v_head_dim;
+    p.ldo = scratch_.attn_out.stride[0];
+  });
 }
 
 void CpuBackend::attn_attend(Lane&, const StepView& view, const AttnWeights& w, const KvLayer& cache,
                              Activations& activations, Hidden& h) {
   auto& act = static_cast<CpuActivations&>(activations);
-  const ModelShape& s = shape();
-  const int64_t latent = even(s.kv_lora_rank);
-  attention_->attend(view, cache, {act.q.as<uint16_t>(), scratch_.latent_out.as<uint16_t>(), latent});
   const auto& kv_up = static_cast<const KvUpWeight&>(*w.kv_b_proj);
-  problems_.clear();
-  for (int head = 0; head < s.num_attention_heads; ++head) {
-    GemmProblem p;
-    p.weight = &kv_up.value_up[head];
-    p.a = scratch_.latent_out.as<uint16_t>() + head * latent;
-    p.lda = scratch_.latent_out.stride[0];
-    p.rows = view.num_tokens;
-    p.out_bf16 = scratch_.attn_out.as<uint16_t>() + int64_t{head} * s.v_head_dim;
-    p.ldo = scratch_.attn_out.stride[0];
-    p.pad_pair = head + 1 == s.num_attention_heads && s.num_attention_heads * s.v_head_dim % 2 != 0;
-    problems_.push_back(p);
+  choose_forms(view);
+  const int used = view.num_reqs > 0 ? view.cu_rows.as<int32_t>()[view.num_reqs] : 0;
+  const RowRange all{0, 0, used};
+  attend_absorbed(view, unabsorbed_.empty() ? std::span(&all, 1) : std::span<const RowRange>(absorbed_), kv_up, cache,
+                  act);
+  for (const RowRange& range : unabsorbed_) {
+    unabsorbed_form_->attend(view, range, cache, kv_up, act.q_separate.as<uint16_t>(), scratch_.attn_out.as<uint16_t>(),
+                             scratch_.attn_out.stride[0], *gemm_);
   }
-  gemm_->run(problems_);
+  const int64_t values = int64_t{shape().num_attention_heads} * shape().v_head_dim;
+  for (int i = 0; i < view.num_tokens; ++i) {  // padding rows, and the pad of an odd row
+    uint16_t* row = row_bf16(scratch_.attn_out, i);
+    if (i >= used) std::fill_n(row, values, uint16_t{0});
+    if (values % 2 != 0) row[values] = 0;
+  }
   linear(scratch_.attn_out, view.num_tokens, matrix(w.o_proj), h.hidden);
 }
 
@@ -443,13 +524,15 @@ void CpuBackend::expert_rows(const ExpertWeights& weights, const ep::ExpertBatch
 
 void CpuBackend::merge(Lane&, const StepView& view, const Activations& act, Hidden& h) {
   const int d = shape().hidden_size;
-  for (int i = 0; i < view.num_tokens; ++i) {
-    if (shape().n_shared_experts > 0) {
-      kernels_.add(row(act.combined, i), row(act.shared_out, i), d, row(h.hidden, i));
-    } else {
-      std::memcpy(row(h.hidden, i), row(act.combined, i), sizeof(float) * d);
+  for_rows(view.num_tokens, d / 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (shape().n_shared_experts > 0) {
+        kernels_.add(row(act.combined, i), row(act.shared_out, i), d, row(h.hidden, i));
+      } else {
+        std::memcpy(row(h.hidden, i), row(act.combined, i), sizeof(float) * d);
+      }
     }
-  }
+  });
 }
 
 void CpuBackend::head(Lane&, const StepView& view, const HeadWeights& w, Activations& act, Hidden& h) {
@@ -512,7 +595,7 @@ Result<std::unique_ptr<Backend>> make_cpu_backend(const BackendOptions& options,
   if (chosen == nullptr) {
     return error(ErrorCode::kUnimplemented, fmt::format("this processor cannot run the kernels '{}'", kernels));
   }
-  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(options.num_threads, *chosen));
+  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(options.num_threads, options.batch_invariant, *chosen));
 }
 
 }  // namespace manta::backend::cpu

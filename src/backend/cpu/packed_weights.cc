@@ -215,6 +215,9 @@ Result<PackedWeightPtr> pack_kv_up(const WeightView& weight, const KvUpShape& sh
     MANTA_ASSIGN(auto value, PackedMatrix::pack({&weight, first + shape.qk_nope_head_dim, shape.v_head_dim, false}));
     packed->key_up.push_back(std::move(key));
     packed->value_up.push_back(std::move(value));
+    if (!shape.unabsorbed) continue;
+    MANTA_ASSIGN(auto rows, PackedMatrix::pack({&weight, first, shape.qk_nope_head_dim, false}));
+    packed->key_rows.push_back(std::move(rows));
   }
   return PackedWeightPtr(std::move(packed));
 }
@@ -286,6 +289,7 @@ size_t KvUpWeight::num_bytes() const {
   size_t bytes = 0;
   for (const auto& m : key_up) bytes += m.num_bytes();
   for (const auto& m : value_up) bytes += m.num_bytes();
+  for (const auto& m : key_rows) bytes += m.num_bytes();
   return bytes;
 }
 

@@ -78,6 +78,7 @@ struct KvUpWeight final : PackedWeight {
   size_t num_bytes() const override;
   std::vector<PackedMatrix> key_up;
   std::vector<PackedMatrix> value_up;
+  std::vector<PackedMatrix> key_rows;  // W_UK as stored, [nope, C] (latent -> key): only for the unabsorbed form
 };
 
 struct VectorWeight final : PackedWeight {
@@ -98,6 +99,7 @@ struct KvUpShape {
   int num_heads = 0;
   int qk_nope_head_dim = 0;
   int v_head_dim = 0;
+  bool unabsorbed = false;
 };
 Result<PackedWeightPtr> pack_weight(const WeightView& weight, WeightRole role, const KvUpShape& kv_up);
 
