@@ -3,7 +3,7 @@
 
     count_tests.py [--checks PASSED FAILED] FOLDER...
 
-A FOLDER holds ctest.xml (one entry per test binary), gtest/*.xml (what was inside those that are GoogleTest) and product.xml.
+A FOLDER holds ctest.xml (one entry per test binary), gtest/*.xml (the cases of those that are GoogleTest) and product.xml.
 A binary that wrote its gtest file is counted by its cases; one that crashed before it could is one failure.
 """
 import argparse
