@@ -96,7 +96,8 @@ void GenerationJob::log_request(const Sequence& sequence) const {
       "{} as {}: {} prompt tokens, at most {} more; temperature {}, top_p {}, top_k {}, {} stop strings, "
       "grammar {}, stream {}",
       request_.id, to_string(sequence.id), prompt.ids.size(), prompt.max_tokens, p.temperature, p.top_p, p.top_k,
-      request_.stop.size(), p.grammar.kind != sample::GrammarKind::kNone, request_.stream);
+      request_.stop ? request_.stop->strings().size() : 0, p.grammar.kind != sample::GrammarKind::kNone,
+      request_.stream);
 }
 
 engine::Submit GenerationJob::make_submit(const Sequence& sequence, uint64_t seed) const {
