@@ -69,13 +69,15 @@ class DeviceModel::CacheHook : public model::LayerHook {
   transfer::KvConnectorWorker& connector_;
 };
 
-DeviceModel::DeviceModel(LocalExecutorOptions options) : options_(std::move(options)) {}
+DeviceModel::DeviceModel(const LocalExecutorOptions& options, std::unique_ptr<transfer::KvConnectorWorker> connector)
+    : options_(options), connector_(std::move(connector)) {}
 
 DeviceModel::~DeviceModel() = default;
 
-Result<std::unique_ptr<DeviceModel>> DeviceModel::load(LocalExecutorOptions options) {
+Result<std::unique_ptr<DeviceModel>> DeviceModel::load(const LocalExecutorOptions& options,
+                                                       std::unique_ptr<transfer::KvConnectorWorker> connector) {
   MANTA_TRY(check_options(options));
-  std::unique_ptr<DeviceModel> model(new DeviceModel(std::move(options)));
+  std::unique_ptr<DeviceModel> model(new DeviceModel(options, std::move(connector)));
   MANTA_TRY(model->load_config());
   MANTA_TRY(model->make_backend());
   MANTA_TRY(model->load_weights());
@@ -194,11 +196,11 @@ Status DeviceModel::make_cache() {
   MANTA_ASSIGN(g.num_blocks, choose_num_blocks());
   MANTA_TRY(backend_->make_cache(g));
   info_.memory.push_back({"cache", g.total_bytes()});
-  if (options_.kv_connector == nullptr) return {};
+  if (connector_ == nullptr) return {};
   std::vector<Tensor> layers;
   for (int layer = 0; layer < g.num_layers; ++layer) layers.push_back(backend_->cache_layer(layer).rows);
-  hook_ = std::make_unique<CacheHook>(*options_.kv_connector);
-  return options_.kv_connector->register_cache(g, layers);
+  hook_ = std::make_unique<CacheHook>(*connector_);
+  return connector_->register_cache(g, layers);
 }
 
 Status DeviceModel::make_driver() {

@@ -46,8 +46,7 @@ struct LocalExecutorOptions {
   std::string transport = "loopback";  // between EP ranks
   ep::EpTopology topology;             // rank, size and peers; size 1 = all experts here
 
-  model::ProgressFn progress;                                 // of loading; may be empty
-  std::unique_ptr<transfer::KvConnectorWorker> kv_connector;  // may be null
+  model::ProgressFn progress;  // of loading; may be empty
 };
 
 inline constexpr size_t kMaxDefaultCacheBytes = size_t{4} << 30;
@@ -55,7 +54,8 @@ inline constexpr size_t kMaxDefaultCacheBytes = size_t{4} << 30;
 class DeviceModel {
  public:
   // Loads the weights. Errors name the file, flag or number that is wrong.
-  static Result<std::unique_ptr<DeviceModel>> load(LocalExecutorOptions options);
+  static Result<std::unique_ptr<DeviceModel>> load(const LocalExecutorOptions& options,
+                                                   std::unique_ptr<transfer::KvConnectorWorker> connector);
   ~DeviceModel();
   DeviceModel(const DeviceModel&) = delete;
 
@@ -63,7 +63,7 @@ class DeviceModel {
   int ep_size() const { return options_.topology.size; }
   int rank() const { return options_.topology.rank; }
   model::StageClock& clock() { return clock_; }
-  transfer::KvConnectorWorker* kv_connector() { return options_.kv_connector.get(); }
+  transfer::KvConnectorWorker* kv_connector() { return connector_.get(); }
 
   // One step from its inputs to its outputs; waits for the device. `run_layers` is false for steps without rows that
   // no other rank waits for.
@@ -73,7 +73,7 @@ class DeviceModel {
  private:
   class CacheHook;
 
-  explicit DeviceModel(LocalExecutorOptions options);
+  DeviceModel(const LocalExecutorOptions& options, std::unique_ptr<transfer::KvConnectorWorker> connector);
   Status load_config();
   Status make_backend();
   Status load_weights();
@@ -84,6 +84,7 @@ class DeviceModel {
   Result<int> choose_num_blocks() const;
 
   LocalExecutorOptions options_;
+  std::unique_ptr<transfer::KvConnectorWorker> connector_;  // may be null
   ExecutorInfo info_;
   model::StageClock clock_;
   model::ModelConfig config_;

@@ -141,8 +141,9 @@ class LocalExecutor : public Executor {
 
 }  // namespace
 
-Result<std::unique_ptr<Executor>> make_local_executor(LocalExecutorOptions options) {
-  MANTA_ASSIGN(auto model, DeviceModel::load(std::move(options)));
+Result<std::unique_ptr<Executor>> make_local_executor(const LocalExecutorOptions& options,
+                                                      std::unique_ptr<transfer::KvConnectorWorker> connector) {
+  MANTA_ASSIGN(auto model, DeviceModel::load(options, std::move(connector)));
   return std::unique_ptr<Executor>(std::make_unique<LocalExecutor>(std::move(model)));
 }
 

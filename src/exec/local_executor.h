@@ -9,7 +9,9 @@
 
 namespace manta::exec {
 
-// Loads the model, which may take minutes (options.progress tells); ready to submit to when it returns.
-Result<std::unique_ptr<Executor>> make_local_executor(LocalExecutorOptions options);
+// Loads the model, which may take minutes (options.progress tells); ready to submit to when it returns. The connector
+// may be null.
+Result<std::unique_ptr<Executor>> make_local_executor(const LocalExecutorOptions& options,
+                                                      std::unique_ptr<transfer::KvConnectorWorker> connector = nullptr);
 
 }  // namespace manta::exec
