@@ -1,7 +1,8 @@
 // How many tokens per second does a backend decode with the embedded model? Against Hugging Face's bf16 run on two
 // cores (tests/golden/hf_cpu_speed.json; 64 streams are compared with its 16), same lengths: random prompts of 128
 // tokens, 128 greedy tokens each. Model and backend only: no scheduler, no server.
-//   manta_cpu_decode_bench [--backend cpu|ref] [--threads N] [--tokens N] [--streams N]     from the repository's root
+//   manta_cpu_decode_bench [--backend cpu|ref] [--threads N] [--tokens N] [--streams N] [--prompt N]
+//                          [--batch-invariant 0|1]                                          from the repository's root
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -25,13 +26,15 @@ using namespace manta;
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* kModel = "models/tiny-v3";
-constexpr int kPromptTokens = 128, kBlockSize = 64, kMaxLen = 1024, kChunk = 2048;
+constexpr int kBlockSize = 64, kMaxLen = 4096, kChunk = 2048;
 
 struct Options {
   std::string backend = "cpu";
   int threads = 2;
   int tokens = 128;
   int streams = 0;  // 0: 1, 16 and 64
+  int prompt = 128;
+  bool batch_invariant = true;
 };
 
 void check(const Status& status) {
@@ -54,10 +57,12 @@ double seconds_since(Clock::time_point begin) {
 // A loaded model, and steps over it.
 class Engine {
  public:
-  Engine(const Options& options, int streams) : streams_(streams) {
+  Engine(const Options& options, int streams)
+      : streams_(streams), prompt_tokens_(options.prompt), blocks_((options.prompt + options.tokens) / kBlockSize + 1) {
     config_ = take(model::load_config(kModel, ""));
     const auto& s = config_.shape;
-    backend_ = take(backend::make_backend(options.backend, {.num_threads = options.threads}));
+    backend_ = take(backend::make_backend(
+        options.backend, {.num_threads = options.threads, .batch_invariant = options.batch_invariant}));
     check(backend_->init(s, {.max_num_seqs = streams, .max_num_tokens = kChunk, .max_model_len = kMaxLen}));
     map_ = take(ep::linear_expert_map(model::num_moe_rows(s), s.n_routed_experts, 0, 1, {}));
     const auto source = take(model::open_checkpoint(kModel, config_));
@@ -66,7 +71,7 @@ class Engine {
         model::load_weights(config_, *source, *backend_, {.experts = {.map = &map_}, .num_threads = options.threads}));
     load_seconds = seconds_since(begin);
     check(backend_->make_cache({.num_layers = s.num_layers(),
-                                .num_blocks = streams * kMaxLen / kBlockSize,
+                                .num_blocks = streams * blocks_,
                                 .block_size = kBlockSize,
                                 .kv_lora_rank = s.kv_lora_rank,
                                 .qk_rope_head_dim = s.qk_rope_head_dim,
@@ -92,12 +97,12 @@ class Engine {
   // Seconds of prefill: all prompts, as many whole ones as a step of kChunk rows holds.
   double prefill() {
     std::mt19937 rng(3);
-    std::vector<TokenId> prompt(kPromptTokens);
+    std::vector<TokenId> prompt(prompt_tokens_);
     sample::SamplingParams greedy;
     greedy.temperature = 0.0f;
     const auto begin = Clock::now();
-    for (int first = 0; first < streams_; first += kChunk / kPromptTokens) {
-      const int count = std::min(kChunk / kPromptTokens, streams_ - first);
+    for (int first = 0; first < streams_; first += kChunk / prompt_tokens_) {
+      const int count = std::min(kChunk / prompt_tokens_, streams_ - first);
       std::vector<std::vector<TokenId>> prompts(count, prompt);
       std::vector<std::vector<BlockId>> blocks(count);
       std::vector<SlotId> released;
@@ -105,14 +110,14 @@ class Engine {
       std::vector<backend::RowSlice> slices;
       for (int i = 0; i < count; ++i) {
         for (TokenId& t : prompts[i]) t = static_cast<TokenId>(3 + rng() % 4000);
-        for (int b = 0; b < kMaxLen / kBlockSize; ++b) blocks[i].push_back((first + i) * kMaxLen / kBlockSize + b);
+        for (int b = 0; b < blocks_; ++b) blocks[i].push_back((first + i) * blocks_ + b);
         if (used_) released.push_back(first + i);
-        admitted.push_back({first + i, prompts[i], kPromptTokens, blocks[i], &greedy});
+        admitted.push_back({first + i, prompts[i], prompt_tokens_, blocks[i], &greedy});
         slices.push_back({.slot = first + i,
-                          .num_rows = kPromptTokens,
+                          .num_rows = prompt_tokens_,
                           .first_position = 0,
                           .samples = true,
-                          .max_seq_len = kPromptTokens});
+                          .max_seq_len = prompt_tokens_});
       }
       step({.released = released, .admitted = admitted, .slices = slices});
     }
@@ -139,7 +144,7 @@ class Engine {
     take(backend_->finish());
   }
 
-  int streams_;
+  int streams_, prompt_tokens_, blocks_;
   bool used_ = false;  // the slots hold requests
   model::ModelConfig config_;
   std::unique_ptr<backend::Backend> backend_;
@@ -157,8 +162,9 @@ Options parse(int argc, char** argv) {
   for (int i = 1; i + 1 < argc; i += 2) {
     if (std::strcmp(argv[i], "--backend") == 0) o.backend = argv[i + 1];
     if (std::strcmp(argv[i], "--threads") == 0) o.threads = std::atoi(argv[i + 1]);
-    if (std::strcmp(argv[i], "--tokens") == 0)
-      o.tokens = std::clamp(std::atoi(argv[i + 1]), 1, kMaxLen - kPromptTokens - 1);
+    if (std::strcmp(argv[i], "--tokens") == 0) o.tokens = std::clamp(std::atoi(argv[i + 1]), 1, kMaxLen / 2);
+    if (std::strcmp(argv[i], "--prompt") == 0) o.prompt = std::clamp(std::atoi(argv[i + 1]), 1, kMaxLen / 2);
+    if (std::strcmp(argv[i], "--batch-invariant") == 0) o.batch_invariant = std::atoi(argv[i + 1]) != 0;
     if (std::strcmp(argv[i], "--streams") == 0) o.streams = std::atoi(argv[i + 1]);
   }
   return o;
@@ -192,7 +198,7 @@ int run(const Options& options) {
       decode = std::min(decode, seconds);
     }
     const auto hf = hf_bf16(streams);
-    const double prefill_rate = streams * kPromptTokens / prefill;
+    const double prefill_rate = streams * options.prompt / prefill;
     const double decode_rate = static_cast<double>(streams) * options.tokens / decode;
     fmt::print("{:>8} {:>9.3f} {:>14.0f} {:>14.0f} {:>6.2f} {:>12.1f} {:>12.1f}\n", streams, engine.load_seconds,
                prefill_rate, decode_rate, busy, prefill_rate / hf.at("prefill_tok_s").get<double>(),

@@ -2,7 +2,8 @@
 //
 // Numbers: the residual streams, norms, router, softmax and every sum are float32; what enters a matrix product (and
 // the latent cache, the rows on the expert wire, the softmax weights) is rounded to bf16. FP8 weights enter exactly.
-// Batch-invariant bit for bit: see kernels.h for how.
+// Batch-invariant bit for bit: see kernels.h for how. Without batch_invariant long pieces of prompts take the
+// unabsorbed form of attention (unabsorbed.h).
 #pragma once
 
 #include <memory>

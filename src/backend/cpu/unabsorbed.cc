@@ -6,9 +6,8 @@
 namespace manta::backend::cpu {
 namespace {
 
-constexpr int kHeads = 8;         // whose keys and values exist at a time
-constexpr int kMaxKeys = 8192;    // beyond, the absorbed form serves: its scratch does not grow with the context
-constexpr int kMinBlockRows = 1;  // of a cache block; any size works, larger ones multiply faster
+constexpr int kHeads = 8;       // whose keys and values exist at a time
+constexpr int kMaxKeys = 8192;  // beyond, the absorbed form serves: its scratch does not grow with the context
 
 }  // namespace
 
@@ -41,7 +40,7 @@ Unabsorbed::Unabsorbed(const Kernels& kernels, host::ThreadTeam& team, const Mod
       shape_(s),
       max_keys_(std::min(limits.max_model_len, kMaxKeys)),
       attention_(kernels, team, s, limits, s.qk_nope_head_dim + s.qk_rope_head_dim, s.v_head_dim) {
-  problems_.reserve(static_cast<size_t>(2 * kHeads) * (max_keys_ / kMinBlockRows));
+  problems_.reserve(static_cast<size_t>(2 * kHeads) * max_keys_);  // blocks may be of one token
 }
 
 Result<std::unique_ptr<Unabsorbed>> Unabsorbed::make(const Kernels& kernels, host::ThreadTeam& team,
