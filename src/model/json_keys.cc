@@ -148,7 +148,9 @@ const json* JsonKeys::object(const char* key) {
 }
 
 void JsonKeys::refuse_unknown(std::initializer_list<const char*> harmless, std::vector<std::string>* notes) {
-  for (const auto& [key, value] : object_.items()) {
+  for (const auto& item : object_.items()) {
+    const std::string& key = item.key();
+    const json& value = item.value();
     if (value.is_null() || read_.count(key) != 0) continue;
     if (std::any_of(harmless.begin(), harmless.end(), [&](const char* known) { return key == known; })) continue;
     if (value.is_string()) {
