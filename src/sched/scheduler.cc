@@ -457,7 +457,7 @@ bool Scheduler::grow(RequestState& r, int num_rows, std::vector<BlockId>& new_bl
 bool Scheduler::grow_or_preempt(RequestState& r, size_t index, int num_rows, std::vector<BlockId>& new_blocks) {
   while (!grow(r, num_rows, new_blocks)) {
     short_of_blocks_ = true;
-    if (!preempt_after(index)) return false;
+    if (!preempt_after(index) && !unload_last()) return false;
   }
   return true;
 }

@@ -181,6 +181,8 @@ class Scheduler {
   Match ask_connector(RequestState& r, const std::vector<BlockId>& prefix, int& num_external_tokens);
   void start_load(RequestState& r, std::vector<BlockId> prefix, int num_external_tokens);
   void end_load(RequestState& r, int num_valid_tokens);
+  bool unload_last();
+  void requeue(RequestState& r);
   void apply_progress(const kv::KvProgress& progress);
   void end_hold(RequestId id);
 

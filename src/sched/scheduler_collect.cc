@@ -88,8 +88,9 @@ RequestEvent Scheduler::apply(RequestState& r, const Expected& expected, SlotRes
   event.logprobs = std::move(result.logprobs);
   for (size_t i = 0; i < event.tokens.size(); ++i) {
     if (!append_token(r, event.tokens[i], event)) continue;
-    event.tokens.resize(i + 1);
-    if (!event.logprobs.empty()) event.logprobs.resize(i + 1);
+    const size_t num_tokens = event.finish == FinishReason::kError ? i : i + 1;
+    event.tokens.resize(num_tokens);
+    if (!event.logprobs.empty()) event.logprobs.resize(num_tokens);
   }
   const bool sampled = !event.tokens.empty();
   if (sampled && r.phase == Phase::kRunning) publish_blocks(r, r.num_tokens() - 1);  // the last token has no row yet

@@ -67,14 +67,27 @@ bool Scheduler::admit_loaded(StepPlan& plan, Step& step) {
   if (!options_.enable_chunked_prefill && rows < r.num_tokens() - num_cached_tokens) return false;
   std::vector<BlockId> new_blocks;
   if (!grow(r, num_cached_tokens + rows, new_blocks)) {
-    leave_queue(r);
-    give_back_blocks(r);
-    r.phase = Phase::kWaiting;
-    waiting_.insert(&r);
+    requeue(r);
     return true;
   }
   take_seat(plan, r, num_cached_tokens, rows);
   add_prefill(plan, step, r, rows, {});
+  return true;
+}
+
+// Without its blocks, from where it finds again what is left of them in the prefix cache.
+void Scheduler::requeue(RequestState& r) {
+  leave_queue(r);
+  give_back_blocks(r);
+  r.phase = Phase::kWaiting;
+  waiting_.insert(&r);
+}
+
+// The last resort of a running request that lacks a block: requests that wait for a slot may hold all there are, and
+// no slot gets free while those that have one stand still.
+bool Scheduler::unload_last() {
+  if (loaded_.empty()) return false;
+  requeue(**loaded_.rbegin());
   return true;
 }
 

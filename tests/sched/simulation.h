@@ -21,6 +21,7 @@ struct Outcome {
   FinishReason finish = FinishReason::kNone;
   TokenId stop_token = -1;
   int num_cached_tokens = 0;
+  Error error;
   bool operator==(const Outcome& o) const {  // what must not depend on how the request was scheduled
     return tokens == o.tokens && finish == o.finish && stop_token == o.stop_token;
   }
@@ -31,8 +32,9 @@ class Simulation {
   static constexpr int kVocab = 50;
 
   // depth: plans in flight; 1 = sync, 2 = async.
-  explicit Simulation(SchedulerOptions options, int depth = 1) : depth_(depth) {
-    auto made = Scheduler::make(options);
+  explicit Simulation(SchedulerOptions options, int depth = 1, kv::KvConnectorScheduler* connector = nullptr)
+      : depth_(depth) {
+    auto made = Scheduler::make(options, connector);
     EXPECT_TRUE(made.ok()) << made.error().message;
     scheduler = std::move(made).value();
     exec::FakeExecutorOptions fake;
@@ -58,6 +60,10 @@ class Simulation {
         submitted_.push_back(*ticket);
         ++num_steps;
         if (static_cast<int>(submitted_.size()) < depth_) return true;
+      } else if (submitted_.empty() && scheduler->awaits_peers()) {
+        auto ticket = executor->submit(scheduler->plan_transfers({}));
+        EXPECT_TRUE(ticket.ok()) << ticket.error().message;
+        submitted_.push_back(*ticket);
       }
     }
     return collect();
@@ -69,7 +75,7 @@ class Simulation {
     submitted_.pop_front();
     EXPECT_TRUE(result.ok()) << result.error().message;
     if (!result.ok()) return false;
-    auto events = scheduler->collect(result->id, std::move(result->slots));
+    auto events = scheduler->collect(result->id, std::move(result->slots), result->kv);
     EXPECT_TRUE(events.ok()) << events.error().message;
     for (auto& event : *events) record(event);
     EXPECT_EQ(scheduler->blocks().counts(), scheduler->blocks().recount());
@@ -83,6 +89,7 @@ class Simulation {
     out.prompt_logprobs.insert(out.prompt_logprobs.end(), event.prompt_logprobs.begin(), event.prompt_logprobs.end());
     out.finish = event.finish;
     out.stop_token = event.stop_token;
+    out.error = event.error;
     out.num_cached_tokens += event.num_cached_tokens;
   }
 
