@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -30,10 +31,7 @@ class TestServer {
     Settings settings = test_settings();
     if (change) change(settings);
     auto server = ApiServer::start(settings, engine.factory());
-    if (!server.ok()) {
-      ADD_FAILURE() << server.error().message;
-      return;
-    }
+    if (!server.ok()) throw std::runtime_error(server.error().message);  // fails the test that made it
     server_ = std::move(server).value();
   }
 

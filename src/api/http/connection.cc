@@ -24,6 +24,7 @@ constexpr size_t kSmallRead = 4 << 10;
 constexpr size_t kBodyRead = 64 << 10;
 constexpr size_t kMaxLingerBytes = 1 << 20;
 constexpr size_t kKeptOutboxBytes = 64 << 10;
+constexpr size_t kFlushNowBytes = 64 << 10;
 constexpr size_t kNoChunk = static_cast<size_t>(-1);
 constexpr std::string_view kChunkHead = "00000000\r\n";  // the size is filled in when the chunk is sealed
 
@@ -399,6 +400,8 @@ void HttpConnection::commit() {
     tell_gone();
     return;
   }
+  // A burst that comes faster than the loop turns must not pile up unseen by the bound above.
+  if (!writing_ && outbox_.size() >= kFlushNowBytes) return flush();
   queue_flush();
 }
 

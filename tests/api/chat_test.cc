@@ -1,0 +1,204 @@
+#include <nlohmann/json.hpp>
+
+#include "api/openai/chat_parts.h"
+#include "test_server.h"
+#include "text/tokenizer.h"
+
+namespace manta::api::testing {
+namespace {
+
+using nlohmann::json;
+
+std::vector<TokenId> ids_of(const std::string& text) {
+  static const auto tokenizer = *text::Tokenizer::load("models/tiny-v3");
+  return *tokenizer->encode(text);
+}
+
+// A step per token, then the end token.
+std::vector<RequestOutput> steps(const std::string& text) {
+  std::vector<RequestOutput> outputs;
+  for (const TokenId id : ids_of(text)) outputs.push_back(tokens({id}));
+  outputs.push_back(finished(FinishReason::kStop, {1}, 1));
+  return outputs;
+}
+
+const std::string kHello = R"("messages":[{"role":"user","content":"Hello"}])";
+const std::string kTools =
+    R"("tools":[{"type":"function","function":{"name":"weather","parameters":{"type":"object","properties":{"city":{"type":"string"}}}}}])";
+const std::string kCallText =
+    "Let me see.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{\"city\": "
+    "\"Rome\"}\n"
+    "```<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
+
+void enable_tools(Settings& s) {
+  s.enable_auto_tool_choice = true;
+  s.tool_call_parser = "deepseek_v3";
+}
+
+json post(TestServer& server, const std::string& body, int status = 200) {
+  auto client = server.client();
+  const auto response = client.post("/v1/chat/completions", body);
+  if (!response) {
+    ADD_FAILURE() << "no response";
+    return {};
+  }
+  EXPECT_EQ(response->status, status) << response->body;
+  return json::parse(response->body, nullptr, false);
+}
+
+// The choices' deltas of a stream, put together.
+json merged_delta(const std::vector<std::string>& events) {
+  json merged = {{"content", ""}, {"reasoning", ""}, {"calls", json::array()}, {"finish_reason", nullptr}};
+  for (const auto& event : events) {
+    if (event == "[DONE]") break;
+    const json parsed = json::parse(event);
+    for (const json& choice : parsed["choices"]) {
+      const json& delta = choice["delta"];
+      for (const char* key : {"content", "reasoning"}) {
+        if (delta.contains(key)) merged[key] = merged[key].get<std::string>() + delta[key].get<std::string>();
+      }
+      const json calls = delta.value("tool_calls", json::array());
+      for (const json& call : calls) {
+        const size_t index = call["index"];
+        while (merged["calls"].size() <= index) merged["calls"].push_back({{"name", ""}, {"arguments", ""}});
+        json& to = merged["calls"][index];
+        to["name"] = to["name"].get<std::string>() + call["function"].value("name", "");
+        to["arguments"] = to["arguments"].get<std::string>() + call["function"].value("arguments", "");
+      }
+      if (!choice["finish_reason"].is_null()) merged["finish_reason"] = choice["finish_reason"];
+    }
+  }
+  return merged;
+}
+
+TEST(Chat, RendersTheTemplateAndAnswers) {
+  TestServer server;
+  server.engine.set_script(steps("Hi there"));
+  const json body = post(server, "{" + kHello + "}");
+  EXPECT_EQ(body["object"], "chat.completion");
+  EXPECT_EQ(body["choices"][0]["message"]["role"], "assistant");
+  EXPECT_EQ(body["choices"][0]["message"]["content"], "Hi there");
+  EXPECT_EQ(body["choices"][0]["finish_reason"], "stop");
+  const Submit submit = server.engine.wait_submit(0);
+  EXPECT_EQ(submit.tokens, (std::vector<TokenId>{0, 4084, 1458, 4085}));  // tests/golden/chat_cases.jsonl, line 1
+  EXPECT_EQ(submit.sampling.max_tokens, 4096 - 4);                        // what the context has left
+}
+
+TEST(Chat, FirstEventHasTheRoleAndLastTheFinishReason) {
+  TestServer server;
+  server.engine.set_script(steps("Hi there"));
+  auto client = server.client();
+  const auto events = client.post_stream("/v1/chat/completions", "{" + kHello + R"(,"stream":true})");
+  ASSERT_GE(events.size(), 3u);
+  EXPECT_EQ(json::parse(events.front())["choices"][0]["delta"]["role"], "assistant");
+  EXPECT_EQ(json::parse(events.front())["object"], "chat.completion.chunk");
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_EQ(json::parse(events[events.size() - 2])["choices"][0]["finish_reason"], "stop");
+  EXPECT_EQ(merged_delta(events)["content"], "Hi there");
+}
+
+TEST(Chat, ContentPartsAreJoinedAndImagesRefused) {
+  TestServer server;
+  server.engine.set_script(steps("ok"));
+  post(server, R"({"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}]})");
+  const auto joined = server.engine.wait_submit(0).tokens;
+  post(server, R"({"messages":[{"role":"user","content":"a\nb"}]})");
+  EXPECT_EQ(joined, server.engine.wait_submit(1).tokens);
+  const json refused =
+      post(server, R"({"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]})", 400);
+  EXPECT_EQ(refused["error"]["param"], "messages.0.content");
+}
+
+TEST(Chat, ToolCallIsParsedWholeAndStreamed) {
+  TestServer server(enable_tools);
+  server.engine.set_script(steps(kCallText));
+  const json message = post(server, "{" + kHello + "," + kTools + "}")["choices"][0];
+  EXPECT_EQ(message["finish_reason"], "tool_calls");
+  EXPECT_EQ(message["message"]["content"], "Let me see.");
+  ASSERT_EQ(message["message"]["tool_calls"].size(), 1u);
+  EXPECT_EQ(message["message"]["tool_calls"][0]["function"]["name"], "weather");
+  EXPECT_EQ(json::parse(message["message"]["tool_calls"][0]["function"]["arguments"].get<std::string>()),
+            (json{{"city", "Rome"}}));
+  auto client = server.client();
+  const json streamed =
+      merged_delta(client.post_stream("/v1/chat/completions", "{" + kHello + "," + kTools + R"(,"stream":true})"));
+  EXPECT_EQ(streamed["content"], "Let me see.");
+  EXPECT_EQ(streamed["calls"][0]["name"], "weather");
+  EXPECT_EQ(json::parse(streamed["calls"][0]["arguments"].get<std::string>()), (json{{"city", "Rome"}}));
+  EXPECT_EQ(streamed["finish_reason"], "tool_calls");
+}
+
+TEST(Chat, RequiredAndNamedToolsAreConstrainedByGrammar) {
+  TestServer server;
+  server.engine.set_script(steps(R"([{"name": "weather", "parameters": {"city": "a}b"}}])"));
+  const json required = post(server, "{" + kHello + "," + kTools + R"(,"tool_choice":"required"})")["choices"][0];
+  EXPECT_EQ(required["finish_reason"], "tool_calls");
+  EXPECT_EQ(required["message"]["tool_calls"][0]["function"]["arguments"], R"({"city":"a}b"})");
+  EXPECT_EQ(server.engine.wait_submit(0).sampling.grammar.kind, sample::GrammarKind::kJsonSchema);
+  server.engine.set_script(steps(R"({"city":"Rome"})"));
+  const std::string named = R"(,"tool_choice":{"type":"function","function":{"name":"weather"}}})";
+  const json chosen = post(server, "{" + kHello + "," + kTools + named)["choices"][0];
+  EXPECT_EQ(chosen["message"]["tool_calls"][0]["function"]["arguments"], R"({"city":"Rome"})");
+  EXPECT_EQ(chosen["finish_reason"], "stop");
+  const auto grammar = json::parse(server.engine.wait_submit(1).sampling.grammar.text);
+  EXPECT_EQ(grammar["properties"]["city"]["type"], "string");
+}
+
+TEST(Chat, ToolChoiceRules) {
+  TestServer server;
+  post(server, "{" + kHello + "," + kTools + "}", 400);  // auto, and no parser is set
+  post(server, "{" + kHello + R"(,"tool_choice":"required"})", 400);
+  post(server, "{" + kHello + "," + kTools + R"(,"tool_choice":{"function":{"name":"other"}}})", 400);
+  server.engine.set_script(steps("ok"));
+  post(server, "{" + kHello + "," + kTools + R"(,"tool_choice":"none"})");
+}
+
+// The embedded model has no <think> token, so no server here can have the parser.
+TEST(Chat, ReasoningIsToldFromContentInPieces) {
+  const PartsOptions options{.reasoning_parser = "deepseek_r1"};
+  ChatParts parts(options);
+  std::string reasoning, content;
+  for (const char* piece : {"I th", "ink.</th", "ink>Ans", "wer"}) {
+    const auto delta = parts.push(piece, /*is_last=*/false);
+    reasoning += delta.reasoning;
+    content += delta.content;
+  }
+  content += parts.push("", /*is_last=*/true).content;
+  EXPECT_EQ(reasoning, "I think.");
+  EXPECT_EQ(content, "Answer");
+}
+
+TEST(Chat, ReasoningCanBeLeftOut) {
+  const PartsOptions options{.reasoning_parser = "deepseek_r1", .include_reasoning = false};
+  ChatParts parts(options);
+  const auto delta = parts.push("I think.</think>Answer", /*is_last=*/true);
+  EXPECT_EQ(delta.reasoning, "");
+  EXPECT_EQ(delta.content, "Answer");
+}
+
+TEST(Chat, UnknownMarkersAreRefusedAtStart) {
+  Settings settings = test_settings();
+  settings.reasoning_parser = "deepseek_r1";
+  FakeEngine engine;
+  const auto server = ApiServer::start(settings, engine.factory());
+  ASSERT_FALSE(server.ok());
+  EXPECT_NE(server.error().message.find("<think>"), std::string::npos);
+}
+
+TEST(Chat, LogprobsHaveBytesAndTop) {
+  TestServer server;
+  RequestOutput output = finished(FinishReason::kLength, {ids_of("Hi")[0]});
+  output.logprobs = {{.token_ids = {ids_of("Hi")[0], 5}, .logprobs = {-0.5f, -0.25f}, .rank = 2}};
+  server.engine.set_script({output});
+  const json body = post(server, "{" + kHello + R"(,"logprobs":true,"top_logprobs":1})");
+  const json& first = body["choices"][0]["logprobs"]["content"][0];
+  EXPECT_EQ(first["token"], "Hi");
+  EXPECT_EQ(first["logprob"], -0.5);
+  EXPECT_EQ(first["bytes"], (json{72, 105}));
+  ASSERT_EQ(first["top_logprobs"].size(), 1u);
+  EXPECT_EQ(first["top_logprobs"][0]["logprob"], -0.25);
+  EXPECT_EQ(server.engine.wait_submit(0).sampling.num_logprobs, 1);
+}
+
+}  // namespace
+}  // namespace manta::api::testing

@@ -1,0 +1,264 @@
+// What the server does with clients that are wrong, slow, hostile or gone.
+#include <gmock/gmock.h>
+
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "test_server.h"
+
+namespace manta::api::testing {
+namespace {
+
+using nlohmann::json;
+using ::testing::HasSubstr;
+
+int status_of(const std::optional<ClientResponse>& response) {
+  return response ? response->status : 0;
+}
+
+TEST(Server, StatusEndpoints) {
+  TestServer server;
+  auto client = server.client();
+  const auto health = client.get("/health");
+  ASSERT_EQ(status_of(health), 200);
+  EXPECT_EQ(json::parse(health->body)["ranks"][0]["state"], "ready");
+  EXPECT_EQ(status_of(client.get("/ping")), 200);
+  EXPECT_TRUE(json::parse(client.get("/version")->body).contains("version"));
+  EXPECT_EQ(client.get("/load")->body, R"({"server_load":0})");
+  const json models = json::parse(client.get("/v1/models")->body);
+  EXPECT_EQ(models["data"][0]["id"], "tiny");
+  EXPECT_EQ(models["data"][0]["max_model_len"], 4096);
+  server.engine.set_ready(false);
+  EXPECT_EQ(status_of(client.get("/health")), 503);
+  EXPECT_EQ(status_of(client.post("/v1/completions", R"({"prompt":"x"})")), 503);
+}
+
+TEST(Server, PathsMethodsAndContentTypes) {
+  TestServer server;
+  auto client = server.client();
+  EXPECT_EQ(status_of(client.get("/nothing")), 404);
+  const auto wrong_method = client.get("/v1/completions");
+  EXPECT_EQ(status_of(wrong_method), 405);
+  EXPECT_EQ(wrong_method->header("allow"), "POST");
+  EXPECT_EQ(status_of(client.get("/v1/embeddings")), 501);
+  client.send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n\r\n");
+  EXPECT_EQ(status_of(client.read_response()), 400);
+}
+
+TEST(Server, ApiKey) {
+  TestServer server([](Settings& s) { s.api_key = {"first", "second"}; });
+  auto client = server.client();
+  const auto refused = client.get("/v1/models");
+  EXPECT_EQ(status_of(refused), 401);
+  EXPECT_EQ(refused->body, R"({"error":"Unauthorized"})");
+  EXPECT_EQ(status_of(client.get("/v1/models", "Authorization: Bearer secon\r\n")), 401);
+  EXPECT_EQ(status_of(client.get("/v1/models", "Authorization: Bearer second\r\n")), 200);
+  EXPECT_EQ(status_of(client.get("/health")), 200);
+}
+
+TEST(Server, RequestIdIsUsedAndEchoedWhereAsked) {
+  TestServer server([](Settings& s) { s.enable_request_id_headers = true; });
+  server.engine.set_script({finished(FinishReason::kLength, {5})});
+  auto client = server.client();
+  const auto response = client.post("/v1/completions", R"({"prompt":"x"})", "X-Request-Id: abc\r\n");
+  EXPECT_EQ(response->header("x-request-id"), "abc");
+  EXPECT_EQ(json::parse(response->body)["id"], "cmpl-abc");
+}
+
+TEST(Server, UnknownModelAndBadJson) {
+  TestServer server;
+  auto client = server.client();
+  const auto unknown = client.post("/v1/completions", R"({"model":"other","prompt":"x"})");
+  EXPECT_EQ(status_of(unknown), 404);
+  EXPECT_THAT(unknown->body, HasSubstr("The model `other` does not exist."));
+  EXPECT_EQ(status_of(client.post("/v1/completions", "{nonsense")), 400);
+  EXPECT_EQ(status_of(client.post("/v1/completions", "")), 400);
+  EXPECT_EQ(status_of(client.post("/v1/completions", std::string("{\"prompt\":\"\xff\"}"))), 400);
+  const auto deep = client.post("/v1/completions", std::string(100'000, '['));
+  EXPECT_EQ(status_of(deep), 400);
+  EXPECT_EQ(status_of(client.get("/health")), 200);  // the same connection goes on
+}
+
+TEST(Server, HeadersAndBodiesAreBounded) {
+  TestServer server([](Settings& s) {
+    s.h11_max_incomplete_event_size = 4096;
+    s.h11_max_header_count = 10;
+    s.max_request_body_size = 10'000;
+  });
+  auto huge = server.client();
+  EXPECT_EQ(status_of(huge.get("/health", "X: " + std::string(100'000, 'a') + "\r\n")), 431);
+  EXPECT_TRUE(huge.wait_closed());
+  auto many = server.client();
+  std::string headers;
+  for (int i = 0; i < 20; ++i) headers += "X: y\r\n";
+  EXPECT_EQ(status_of(many.get("/health", headers)), 431);
+  auto long_body = server.client();
+  EXPECT_EQ(status_of(long_body.post("/v1/completions", std::string(20'000, ' '))), 413);
+  auto chunked = server.client();
+  chunked.send(
+      "POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
+      "Transfer-Encoding: chunked\r\n\r\n");
+  for (int i = 0; i < 20; ++i) chunked.send("400\r\n" + std::string(1024, ' ') + "\r\n");
+  EXPECT_EQ(status_of(chunked.read_response()), 413);
+  auto garbage = server.client();
+  garbage.send("\x16\x03\x01 this is no HTTP\r\n\r\n");
+  EXPECT_EQ(status_of(garbage.read_response()), 400);
+}
+
+TEST(Server, ExpectContinueAndChunkedBodies) {
+  TestServer server;
+  server.engine.set_script({finished(FinishReason::kLength, {5})});
+  auto client = server.client();
+  client.send(
+      "POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nExpect: 100-continue\r\n"
+      "Transfer-Encoding: chunked\r\n\r\n");
+  EXPECT_EQ(status_of(client.read_response()), 100);
+  client.send("d\r\n{\"prompt\":\"x\"\r\n1\r\n}\r\n0\r\n\r\n");
+  EXPECT_EQ(status_of(client.read_response()), 200);
+}
+
+TEST(Server, PipelinedRequestsAreAnsweredInOrder) {
+  TestServer server;
+  auto client = server.client();
+  client.send(
+      "GET /version HTTP/1.1\r\nHost: t\r\n\r\nGET /nothing HTTP/1.1\r\nHost: t\r\n\r\n"
+      "HEAD /version HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n");
+  EXPECT_EQ(status_of(client.read_response()), 200);
+  EXPECT_EQ(status_of(client.read_response()), 404);
+  EXPECT_TRUE(client.wait_closed());
+}
+
+TEST(Server, IdleAndDribblingConnectionsEnd) {
+  TestServer server([](Settings& s) { s.http_timeout_keep_alive = 1; });
+  auto idle = server.client();
+  auto dribbling = server.client();
+  dribbling.send("GET /hea");
+  EXPECT_TRUE(idle.wait_closed());
+  // What has begun gets the time of a request head, not that of an idle connection.
+  dribbling.send("lth HTTP/1.1\r\nHost: t\r\n\r\n");
+  EXPECT_EQ(status_of(dribbling.read_response()), 200);
+}
+
+TEST(Server, HalfClosedClientCountsAsGone) {
+  TestServer server;
+  auto client = server.client();
+  client.start_post("/v1/completions", R"({"prompt":"x","stream":true})");
+  server.engine.wait_submit(0);
+  client.finish_sending();
+  EXPECT_EQ(server.engine.wait_aborts(1), 1u);
+  EXPECT_TRUE(client.wait_closed());
+}
+
+TEST(Server, ClientThatDoesNotReadIsCutOffAtABound) {
+  TestServer server;
+  auto client = server.client();
+  client.start_post("/v1/completions", R"({"prompt":"x","stream":true,"max_tokens":4000})");
+  const Submit submit = server.engine.wait_submit(0);
+  // Far more than the socket's buffers and the backlog hold together. Nobody reads.
+  const std::vector<TokenId> many(2000, 5);
+  for (int i = 0; i < 20'000 && server.engine.num_running() > 0; ++i) server.engine.emit(submit.id, tokens(many));
+  EXPECT_EQ(server.engine.wait_aborts(1), 1u);
+}
+
+TEST(Server, TenfoldOverAdmissionIsRefusedAndRecovers) {
+  TestServer server([](Settings& s) { s.max_num_queued_reqs = 20; });
+  std::vector<std::unique_ptr<HttpClient>> admitted, refused;
+  for (int i = 0; i < 20; ++i) {
+    admitted.push_back(std::make_unique<HttpClient>(server.port()));
+    admitted.back()->start_post("/v1/completions", R"({"prompt":"x","stream":true})");
+  }
+  server.engine.wait_submit(19);
+  for (int i = 0; i < 180; ++i) {
+    refused.push_back(std::make_unique<HttpClient>(server.port()));
+    ASSERT_EQ(status_of(refused.back()->post("/v1/completions", R"({"prompt":"x"})")), 503);
+  }
+  for (uint64_t serial = 1; serial <= 20; ++serial) {
+    server.engine.emit({7, serial}, finished(FinishReason::kLength, {5}));
+  }
+  for (auto& client : admitted) EXPECT_EQ(status_of(client->read_response()), 200);
+  server.engine.set_script({finished(FinishReason::kLength, {5})});
+  for (auto& client : refused) EXPECT_EQ(status_of(client->post("/v1/completions", R"({"prompt":"x"})")), 200);
+}
+
+TEST(Server, DrainLetsStreamsEndAndRefusesNewOnes) {
+  TestServer server;
+  auto streaming = server.client(), idle = server.client();
+  ASSERT_EQ(status_of(idle.get("/health")), 200);
+  streaming.start_post("/v1/completions", R"({"prompt":"x","stream":true})");
+  const Submit submit = server.engine.wait_submit(0);
+  server.engine.emit(submit.id, tokens({5}));
+  ASSERT_TRUE(streaming.read_event());
+  server->drain();
+  EXPECT_TRUE(idle.wait_closed());
+  auto late = server.client();
+  const auto refused = late.post("/v1/completions", R"({"prompt":"x"})");
+  EXPECT_EQ(status_of(refused), 503);
+  EXPECT_EQ(refused->header("connection"), "close");
+  std::thread joiner([&] { server->join(); });
+  server.engine.emit(submit.id, finished(FinishReason::kLength, {5}));
+  EXPECT_TRUE(streaming.read_event());
+  EXPECT_EQ(streaming.read_event().value_or(""), "[DONE]");
+  joiner.join();
+  EXPECT_EQ(server->num_connections(), 0u);
+}
+
+TEST(Server, ShutdownTimeoutCutsOffWhatStillRuns) {
+  TestServer server([](Settings& s) { s.shutdown_timeout = 1; });
+  auto client = server.client();
+  client.start_post("/v1/completions", R"({"prompt":"x","stream":true})");
+  server.engine.wait_submit(0);
+  server->drain();
+  server->join();
+  EXPECT_EQ(server.engine.wait_aborts(1), 1u);
+  EXPECT_TRUE(client.wait_closed());
+}
+
+TEST(Server, SeveralLoopsShareConnectionsEvenly) {
+  TestServer server([](Settings& s) { s.api_server_count = 3; });
+  server.engine.set_script({finished(FinishReason::kLength, {5})});
+  std::vector<std::unique_ptr<HttpClient>> clients;
+  for (int i = 0; i < 9; ++i) {
+    clients.push_back(std::make_unique<HttpClient>(server.port()));
+    EXPECT_EQ(status_of(clients.back()->post("/v1/completions", R"({"prompt":"x"})")), 200);
+  }
+  EXPECT_EQ(server->num_connections(), 9u);
+}
+
+TEST(Server, PortInUseIsSaid) {
+  TestServer server;
+  Settings settings = test_settings();
+  settings.port = server.port();
+  FakeEngine engine;
+  const auto second = ApiServer::start(settings, engine.factory());
+  ASSERT_FALSE(second.ok());
+  EXPECT_THAT(second.error().message, HasSubstr("--port"));
+}
+
+TEST(Server, TokenizeAndDetokenize) {
+  TestServer server;
+  auto client = server.client();
+  const json tokens = json::parse(client.post("/tokenize", R"({"prompt":"Hello","return_token_strs":true})")->body);
+  EXPECT_EQ(tokens["tokens"], (json{1458}));
+  EXPECT_EQ(tokens["count"], 1);
+  EXPECT_EQ(tokens["token_strs"], (json{"Hello"}));
+  const json chat = json::parse(client.post("/tokenize", R"({"messages":[{"role":"user","content":"Hello"}]})")->body);
+  EXPECT_EQ(chat["tokens"], (json{0, 4084, 1458, 4085}));
+  EXPECT_EQ(client.post("/detokenize", R"({"tokens":[1458]})")->body, R"({"prompt":"Hello"})");
+  EXPECT_EQ(status_of(client.post("/detokenize", R"({"tokens":[99999]})")), 400);
+}
+
+TEST(Server, MetricsCountWhatHappened) {
+  TestServer server;
+  server.engine.set_script({tokens({5, 6}), finished(FinishReason::kStop, {1}, 1)});
+  auto client = server.client();
+  client.post("/v1/completions", R"({"prompt":[3,4,5]})");
+  const auto metrics = client.get("/metrics");
+  EXPECT_THAT(metrics->body, HasSubstr("vllm:prompt_tokens_total{model_name=\"tiny\"} 3\n"));
+  EXPECT_THAT(metrics->body, HasSubstr("vllm:generation_tokens_total{model_name=\"tiny\"} 3\n"));
+  EXPECT_THAT(metrics->body, HasSubstr("finished_reason=\"stop\"} 1\n"));
+  EXPECT_THAT(metrics->body, HasSubstr("vllm:time_to_first_token_seconds_count{model_name=\"tiny\"} 1\n"));
+  EXPECT_THAT(metrics->body, HasSubstr("vllm:kv_cache_usage_perc{model_name=\"tiny\",engine=\"0\"} 0.25\n"));
+}
+
+}  // namespace
+}  // namespace manta::api::testing
