@@ -34,6 +34,7 @@ Deployment::Deployment(Settings settings)
       prefix_(draw_prefix()),
       coordinator_(prefix_ + "-coordinator"),
       signals_(io_, SIGINT, SIGTERM),
+      start_timer_(io_),
       started_(Clock::now()) {}
 
 int Deployment::run() {
@@ -55,6 +56,7 @@ int Deployment::run() {
     return 1;
   }
   follow_membership();
+  watch_start();
   io_.run();
   return exit_code_;
 }
@@ -76,7 +78,7 @@ Status Deployment::start_child(const std::string& name, std::vector<std::string>
   plan.command.args = std::move(args);
   plan.command.settings = to_json(settings_);
   plan.stop_order = stop_order;
-  ++num_children_;
+  children_.push_back(name);
   return supervisor_->start(std::move(plan));
 }
 
@@ -100,6 +102,21 @@ void Deployment::follow_membership() {
   link_ = std::make_unique<cluster::Link>(io_, std::move(link));
 }
 
+// A start that hangs must not hang in silence: after engine_ready_timeout_s it is named and given up.
+void Deployment::watch_start() {
+  start_timer_.expires_after(std::chrono::seconds(settings_.engine_ready_timeout_s));
+  start_timer_.async_wait([this](boost::system::error_code ec) {
+    if (ec || stopping_) return;
+    std::string missing;
+    for (const auto& name : children_) {
+      if (!ready_.contains(name)) missing += (missing.empty() ? "" : ", ") + name;
+    }
+    spdlog::error("not ready after {} s (engine_ready_timeout_s): {}; stopping", settings_.engine_ready_timeout_s,
+                  missing);
+    stop(1);
+  });
+}
+
 void Deployment::on_status(const std::string& name, const std::string& json_line) {
   const json line = json::parse(json_line, nullptr, /*allow_exceptions=*/false);
   if (!line.is_object()) return;
@@ -107,10 +124,11 @@ void Deployment::on_status(const std::string& name, const std::string& json_line
   const std::string text = line.value("text", "");
   if (event != "ready") return;
   ready_[name] = text;
-  if (ready_.size() == num_children_) print_ready();
+  if (ready_.size() == children_.size()) print_ready();
 }
 
 void Deployment::print_ready() {
+  start_timer_.cancel();
   if (std::exchange(announced_, true)) {
     spdlog::info("all processes are ready again");
     return;

@@ -45,6 +45,7 @@ class EngineProcess {
     options.coordinator = arguments_.coordinator;
     options.host = host_name();
     options.shared_config = shared_settings(settings_);
+    options.log_stats = !settings_.disable_log_stats;
     options.on_refused = [this](const std::string& reason) {
       ::_exit(fail_child(error(ErrorCode::kFailedPrecondition, reason)));
     };

@@ -83,6 +83,7 @@ Result<std::unique_ptr<sched::Scheduler>> make_scheduler(const Settings& s, cons
   options.max_num_batched_tokens = info.max_num_batched_tokens;
   options.max_model_len = info.max_model_len;
   options.num_speculative_tokens = info.num_speculative_tokens;
+  options.vocab_size = info.vocab_size;
   options.policy = s.scheduling_policy == "priority" ? sched::Policy::kPriority : sched::Policy::kFcfs;
   options.enable_prefix_caching = s.enable_prefix_caching;
   options.enable_chunked_prefill = s.enable_chunked_prefill;

@@ -7,6 +7,7 @@
 #include "base/settings.h"
 #include "manta/commands.h"
 #include "manta/deployment.h"
+#include "manta/model_source.h"
 
 namespace manta {
 
@@ -29,7 +30,12 @@ int run_serve(const Args& args) {
   init_logging("serve", parsed->settings.log_level);
   for (const auto& note : parsed->notes) spdlog::info("{}", note);
   for (const auto& changed : changed_settings(*parsed)) spdlog::info("{}", changed);
-  return Deployment(parsed->settings).run();
+  auto settings = with_local_model(parsed->settings, env);
+  if (!settings.ok()) {
+    spdlog::error("{}", settings.error().message);
+    return 2;
+  }
+  return Deployment(std::move(*settings)).run();
 }
 
 }  // namespace manta

@@ -186,8 +186,10 @@ void Engine::add(Submit&& submit, std::shared_ptr<sample::GrammarMatcher> gramma
   request.cache_salt = std::move(submit.cache_salt);
   request.grammar = std::move(grammar);
   request.kv_transfer_params = std::move(submit.kv_transfer_params);
+  const auto num_prompt_tokens = static_cast<uint64_t>(request.num_prompt_tokens);
   const Status added = scheduler_->add(std::move(request));
-  if (!added.ok()) emit_error(id, added.error());
+  if (!added.ok()) return emit_error(id, added.error());
+  load_.num_prompt_tokens += num_prompt_tokens;
 }
 
 void Engine::apply(AbortCommand&& command) {
@@ -220,6 +222,7 @@ void Engine::emit(sched::RequestEvent&& event) {
   RequestOutput out;
   out.id = event.id;
   out.tokens = std::move(event.tokens);
+  load_.num_generation_tokens += out.tokens.size();
   out.logprobs = std::move(event.logprobs);
   out.prompt_logprobs = std::move(event.prompt_logprobs);
   out.finish = translate(event.finish);

@@ -71,6 +71,8 @@ struct Load {
   int32_t num_waiting = 0;
   int32_t num_free_blocks = 0;  // free, or cached and unused
   int32_t num_blocks = 0;
+  uint64_t num_prompt_tokens = 0;      // of the requests that were admitted
+  uint64_t num_generation_tokens = 0;  // handed out
   uint64_t num_preemptions = 0;
   uint64_t prefix_cache_queries = 0;  // tokens
   uint64_t prefix_cache_hits = 0;     // tokens

@@ -5,6 +5,7 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <map>
 #include <optional>
 #include <utility>
@@ -19,9 +20,11 @@ namespace {
 
 namespace asio = boost::asio;
 
+constexpr std::chrono::seconds kStatsPeriod{10};
+
 class EngineServer : public Server {
  public:
-  EngineServer(asio::io_context& io, ServerOptions options) : io_(io), options_(std::move(options)) {}
+  EngineServer(asio::io_context& io, ServerOptions options) : io_(io), stats_timer_(io), options_(std::move(options)) {}
 
   Status listen() {
     MANTA_ASSIGN(listener_,
@@ -36,6 +39,7 @@ class EngineServer : public Server {
       welcome_ = welcome;
       link_->heartbeat_now();
       for (auto& [id, front_end] : front_ends_) greet(front_end);
+      if (options_.log_stats) log_stats_later(engine.snapshot().load);
     });
   }
 
@@ -56,6 +60,7 @@ class EngineServer : public Server {
 
   void close(std::function<void()> done) override {
     listener_->close();
+    stats_timer_.cancel();
     for (auto& [id, f] : front_ends_) f.stream->finish("engine leaves");
     closed_ = std::move(done);
     if (front_ends_.empty()) finish_close();
@@ -189,6 +194,31 @@ class EngineServer : public Server {
     return error(ErrorCode::kDataLoss, "requests before the welcome");
   }
 
+  void log_stats_later(const Load& before) {
+    stats_timer_.expires_after(kStatsPeriod);
+    stats_timer_.async_wait([this, before](boost::system::error_code ec) {
+      if (ec) return;
+      const Load now = engine_->snapshot().load;
+      if (now.num_steps != before.num_steps) log_stats(before, now);
+      log_stats_later(now);
+    });
+  }
+
+  static void log_stats(const Load& before, const Load& now) {
+    const double s = std::chrono::duration<double>(kStatsPeriod).count();
+    const auto rate = [s](uint64_t from, uint64_t to) { return static_cast<double>(to - from) / s; };
+    const auto share = [](double part, double whole) { return whole > 0 ? 100 * part / whole : 0.0; };
+    const auto hits = static_cast<double>(now.prefix_cache_hits - before.prefix_cache_hits);
+    const auto queries = static_cast<double>(now.prefix_cache_queries - before.prefix_cache_queries);
+    spdlog::info(
+        "prompt {:.1f} tok/s, generation {:.1f} tok/s, running {}, waiting {}, KV cache {:.1f} %, prefix hits "
+        "{:.1f} %, {} steps",
+        rate(before.num_prompt_tokens, now.num_prompt_tokens),
+        rate(before.num_generation_tokens, now.num_generation_tokens), now.num_running, now.num_waiting,
+        share(now.num_blocks - now.num_free_blocks, now.num_blocks), share(hits, queries),
+        now.num_steps - before.num_steps);
+  }
+
   // Connections that finish end in later turns of the loop; the last one closes the door.
   void finish_close() {
     link_ = nullptr;
@@ -196,6 +226,7 @@ class EngineServer : public Server {
   }
 
   asio::io_context& io_;
+  asio::steady_timer stats_timer_;
   ServerOptions options_;
   std::unique_ptr<FrameListener> listener_;
   std::unique_ptr<cluster::Link> link_;

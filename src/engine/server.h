@@ -26,6 +26,7 @@ struct ServerOptions {
   std::string coordinator;  // its address
   std::string host;         // name of this node, for messages
   std::vector<std::pair<std::string, std::string>> shared_config;
+  bool log_stats = true;                                      // a line every 10 s in which something ran
   std::function<void(const std::string& reason)> on_refused;  // the coordinator does not want us: final
 };
 

@@ -7,6 +7,7 @@
 #include <array>
 #include <boost/asio.hpp>
 #include <boost/beast.hpp>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 namespace manta::http_client {
@@ -72,7 +73,7 @@ struct Connection::State {
   awaitable<StreamEnd> read_answer(const std::function<void(std::string_view)>& on_data) {
     beast::flat_buffer buffer;
     http::response_parser<http::buffer_body> parser;
-    parser.body_limit(boost::none);
+    parser.body_limit(std::numeric_limits<uint64_t>::max());  // a stream has no length
     co_await http::async_read_header(stream, buffer, parser, use_awaitable);
     StreamEnd end;
     end.status = static_cast<int>(parser.get().result_int());
