@@ -132,9 +132,9 @@ constexpr EngineFamily kEngineFamilies[] = {
      [](const engine::EngineView& e) { return static_cast<double>(e.load.num_drafts); }},
     {"vllm:spec_decode_num_accepted_tokens_total", "counter", "Number of accepted draft tokens.",
      [](const engine::EngineView& e) { return static_cast<double>(e.load.num_accepted_drafts); }},
-    {"manta:engine_steps_total", "counter", "Steps of the engine.",
+    {"manta_engine_steps_total", "counter", "Steps of the engine.",
      [](const engine::EngineView& e) { return static_cast<double>(e.load.num_steps); }},
-    {"manta:engine_up", "gauge", "1 while the engine takes requests.",
+    {"manta_engine_up", "gauge", "1 while the engine takes requests.",
      [](const engine::EngineView& e) { return e.state == "ready" ? 1.0 : 0.0; }},
 };
 
@@ -145,7 +145,7 @@ void write_engines(Page& page, const std::vector<engine::EngineView>& engines) {
       page.text.sample(page.with("engine", fmt::format_int(engine.rank).str()), family.value(engine));
     }
   }
-  page.text.family("manta:engine_step_seconds_total", "counter", "Where the steps' time went, by part.");
+  page.text.family("manta_engine_step_seconds_total", "counter", "Where the steps' time went, by part.");
   for (const auto& engine : engines) {
     const std::pair<const char*, uint64_t> parts[] = {{"schedule", engine.load.schedule_us},
                                                       {"forward", engine.load.forward_us},

@@ -52,7 +52,10 @@ static auto fields(RequestOutput& m) {
                   m.error_code, m.error_message, m.kv_transfer_params);
 }
 static auto fields(Load& m) {
-  return std::tie(m.num_running, m.num_waiting, m.num_free_blocks, m.num_blocks);
+  return std::tie(m.num_running, m.num_waiting, m.num_free_blocks, m.num_blocks, m.num_prompt_tokens,
+                  m.num_generation_tokens, m.num_preemptions, m.prefix_cache_queries, m.prefix_cache_hits, m.num_drafts,
+                  m.num_accepted_drafts, m.num_steps, m.schedule_us, m.forward_us, m.dispatch_us, m.combine_us,
+                  m.sample_us);
 }
 static auto fields(Outputs& m) {
   return std::tie(m.step, m.load, m.requests);

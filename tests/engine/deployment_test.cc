@@ -1,4 +1,6 @@
 // Front-end, engines and coordinator together: requests reach an end whatever dies.
+#include <cstring>
+
 #include "base/frame_connection.h"
 #include "deployment_fixture.h"
 
@@ -176,6 +178,28 @@ TEST_F(DeploymentTest, WhatCannotRunIsRefusedWithTheNumbers) {
   EXPECT_EQ(answer.finish, FinishReason::kError);
   EXPECT_NE(answer.error.find("2000"), std::string::npos) << answer.error;
   EXPECT_NE(answer.error.find("1024"), std::string::npos) << answer.error;
+}
+
+TEST(Messages, EveryFieldOfALoadTravels) {
+  // A struct of plain counters: give each byte a value, and a field that stays behind shows.
+  Outputs sent;
+  const auto bytes = reinterpret_cast<unsigned char*>(&sent.load);
+  for (size_t i = 0; i < sizeof sent.load; ++i) bytes[i] = static_cast<unsigned char>(1 + i % 100);
+  const auto got = decode_outputs(encode(sent));
+  ASSERT_TRUE(got.ok()) << got.error().message;
+  static_assert(sizeof(Load) == 4 * sizeof(int32_t) + 13 * sizeof(uint64_t), "no padding: the bytes can be compared");
+  EXPECT_EQ(std::memcmp(&got->load, &sent.load, sizeof sent.load), 0);
+}
+
+TEST_F(DeploymentTest, OutputsSayWhatTheEngineHasDone) {
+  EngineNode engine(0, coordinator_address_);
+  FrontEndNode front_end(coordinator_address_);
+  front_end.wait_for_engines(1);
+  front_end.wait_for_end(front_end.submit(100, 40));
+  const Load load = front_end.engines()[0].load;
+  EXPECT_GT(load.num_steps, 0u);
+  EXPECT_EQ(load.num_prompt_tokens, 100u);
+  EXPECT_EQ(load.num_generation_tokens, 40u);
 }
 
 // A front-end written by hand, to say what the real one would not.
