@@ -20,6 +20,7 @@ struct ClientResponse {
 class HttpClient {
  public:
   explicit HttpClient(uint16_t port);
+  explicit HttpClient(const std::string& unix_path);
   ~HttpClient();
   HttpClient(const HttpClient&) = delete;
   HttpClient& operator=(const HttpClient&) = delete;

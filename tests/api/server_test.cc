@@ -1,5 +1,6 @@
 // What the server does with clients that are wrong, slow, hostile or gone.
 #include <gmock/gmock.h>
+#include <unistd.h>
 
 #include <nlohmann/json.hpp>
 #include <thread>
@@ -232,6 +233,17 @@ TEST(Server, PortInUseIsSaid) {
   const auto second = ApiServer::start(settings, engine.factory());
   ASSERT_FALSE(second.ok());
   EXPECT_THAT(second.error().message, HasSubstr("--port"));
+}
+
+TEST(Server, UnixSocket) {
+  const std::string path = ::testing::TempDir() + "manta_api_" + std::to_string(::getpid()) + ".sock";
+  for (int i = 0; i < 2; ++i) {  // the file does not stay behind
+    TestServer server([&](Settings& s) { s.uds = path; });
+    HttpClient client(path);
+    EXPECT_EQ(status_of(client.get("/health")), 200);
+    EXPECT_EQ(server->url(), "unix:" + path);
+  }
+  EXPECT_NE(::access(path.c_str(), F_OK), 0);
 }
 
 TEST(Server, TokenizeAndDetokenize) {
