@@ -19,7 +19,6 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-NEEDS_GRAMMARS = "engines of `manta serve` do not load a grammar compiler yet"
 
 
 @pytest.fixture(scope="module")
@@ -195,14 +194,12 @@ def test_tools_are_offered(client):
     assert offered.choices[0].finish_reason in ("stop", "tool_calls", "length")
 
 
-@pytest.mark.xfail(reason=NEEDS_GRAMMARS, raises=openai.BadRequestError, strict=False)
 def test_required_tool_call(client):
     choice = chat(client, tools=[WEATHER], tool_choice="required", max_tokens=200).choices[0]
     assert choice.message.tool_calls[0].function.name == "weather"
     assert "city" in json.loads(choice.message.tool_calls[0].function.arguments)
 
 
-@pytest.mark.xfail(reason=NEEDS_GRAMMARS, raises=openai.BadRequestError, strict=False)
 def test_json_schema(client):
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
               "additionalProperties": False}
@@ -211,7 +208,6 @@ def test_json_schema(client):
     assert isinstance(json.loads(content)["ok"], bool)
 
 
-@pytest.mark.xfail(reason=NEEDS_GRAMMARS, raises=openai.BadRequestError, strict=False)
 @pytest.mark.parametrize("body", [{"guided_choice": ["red", "blue"]}, {"structured_outputs": {"choice": ["red", "blue"]}}])
 def test_choice_in_both_spellings(client, body):
     assert chat(client, extra_body=body).choices[0].message.content in ("red", "blue")
