@@ -53,8 +53,9 @@ class Gemm {
   std::vector<float> scratch_;
 };
 
-// Nanoseconds of work below which waking another thread costs more than it saves.
-inline constexpr int64_t kWorthWakingNs = 20000;
+// Nanoseconds of work below which waking another thread costs more than it saves. Tuned by bench/cpu_decode_bench with
+// one stream on two cores.
+inline constexpr int64_t kWorthWakingNs = 50000;
 
 // How many of `pieces` equal ones a thread should take at a time, given what all of them cost.
 int64_t grain_for(int64_t pieces, int64_t total_ns, int num_threads);
