@@ -73,6 +73,7 @@ Status Engine::submit_plans() {
   const auto begin = std::chrono::steady_clock::now();
   while (static_cast<int>(in_flight_.size()) < options_.max_num_plans) {
     std::optional<sched::StepPlan> plan = scheduler_->plan(sched::DpAgreement{});
+    for (sched::RequestEvent& event : scheduler_->take_events()) emit(std::move(event));
     if (!plan) break;
     MANTA_ASSIGN(const exec::Ticket ticket, executor_->submit(std::move(*plan)));
     in_flight_.push_back(ticket);
