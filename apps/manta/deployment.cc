@@ -3,8 +3,11 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -135,6 +138,7 @@ void Deployment::print_ready() {
   }
   const double seconds = std::chrono::duration<double>(Clock::now() - started_).count();
   const std::string url = ready_.at("api");
+  write_ready_file(url);
   fmt::print("\nmanta {} serves {} after {:.2f} s\n", MANTA_VERSION, settings_.model, seconds);
   const json engine = json::parse(ready_.at("engine 0"), nullptr, false);
   fmt::print("  engines      {} x {}\n", settings_.data_parallel_size, engine.value("device", "?"));
@@ -151,6 +155,20 @@ void Deployment::print_ready() {
       "true, \"messages\": [{{\"role\": \"user\", \"content\": \"What is the capital of France?\"}}]}}'\n\n",
       url, model);
   std::fflush(stdout);
+}
+
+// Whoever waits for the file finds it whole: it is written beside it and renamed.
+void Deployment::write_ready_file(const std::string& url) {
+  if (!settings_.ready_file) return;
+  const std::string& path = *settings_.ready_file;
+  const std::string half = path + ".tmp";
+  std::ofstream file(half);
+  file << json{{"url", url}, {"pid", ::getpid()}}.dump() << '\n';
+  file.close();
+  if (!file || std::rename(half.c_str(), path.c_str()) != 0) {
+    spdlog::error("--ready-file {}: cannot be written: {}; stopping", path, std::strerror(errno));
+    stop(1);
+  }
 }
 
 void Deployment::on_signal(int signal) {

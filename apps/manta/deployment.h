@@ -32,6 +32,7 @@ class Deployment {
   void on_signal(int signal);
   void stop(int exit_code);
   void print_ready();
+  void write_ready_file(const std::string& url);
 
   Settings settings_;
   std::string prefix_;       // of this deployment's socket names
