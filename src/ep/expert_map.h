@@ -41,6 +41,11 @@ struct ExpertMap {
 // Fails when the slots do not divide by ep_size.
 Result<ExpertMap> linear_expert_map(int num_layers, int num_logical, int num_redundant, int ep_size, Epoch epoch);
 
+// The map of a placement: physical_to_logical is [num_layers, P], P slots a layer. Replicas of an expert are listed by
+// slot. Fails, naming layer and expert, when one has no slot or more than max_replicas.
+Result<ExpertMap> expert_map_of(int num_layers, int num_logical, int max_replicas,
+                                std::vector<int32_t> physical_to_logical, Epoch epoch);
+
 // Tokens routed to each physical expert of one layer, counted where they were routed. Padding and dummy rows never
 // count.
 struct LayerLoad {
