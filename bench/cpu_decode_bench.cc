@@ -77,7 +77,7 @@ class Engine {
                                 .qk_rope_head_dim = s.qk_rope_head_dim,
                                 .dtype = backend_->caps().cache_dtype}));
     act_ = take(backend_->make_activations());
-    transport_ = take(backend_->make_transport("loopback"));
+    transport_ = take(backend_->make_transport({}));
     check(transport_->configure({},
                                 {.hidden_size = s.hidden_size,
                                  .num_experts_per_tok = s.num_experts_per_tok,

@@ -183,7 +183,7 @@ class Backend {
   virtual KvLayer cache_layer(int layer) = 0;
   virtual Result<std::unique_ptr<Activations>> make_activations() = 0;  // one per microbatch
   virtual Lane& lane(int microbatch) = 0;
-  virtual Result<std::unique_ptr<ep::ExpertTransport>> make_transport(const std::string& kind) = 0;
+  virtual Result<std::unique_ptr<ep::ExpertTransport>> make_transport(const ep::TransportOptions& options) = 0;
 
   // ---- each step -------------------------------------------------------------------------------------------------
   // Host side: applies released and admitted slots, appends blocks, fills the views' metadata.

@@ -53,4 +53,10 @@ struct LayerLoad {
   std::vector<int32_t> tokens;  // [num_physical]
 };
 
+// What a rank sent to other ranks in dispatch.
+struct Traffic {
+  uint64_t rows = 0;  // a token once for every other rank that has experts of it
+  uint64_t bytes = 0;
+};
+
 }  // namespace manta::ep

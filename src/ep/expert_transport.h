@@ -6,8 +6,12 @@
 // `start` posts the sends and `finish` receives. A new epoch on CUDA means a new communicator, group and recapture.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
 
 #include "base/ids.h"
 #include "base/lane.h"
@@ -38,6 +42,7 @@ struct Routed {
   Tensor scales;       // [T, D/128] f32 when the wire is FP8, else empty
   Tensor topk_id;      // [T, top_k] i32 physical ids; -1 on padding rows: not sent, not counted, combined to 0
   Tensor topk_weight;  // [T, top_k] f32
+  bool more = false;   // this rank has further rows of the microbatch for another round
 };
 
 // The rows this rank's experts work on, and where they put their outputs. Buffers belong to the transport.
@@ -49,6 +54,19 @@ struct ExpertBatch {
   Tensor num_rows;     // masked: [num_local_experts] i32, device memory
   int max_rows = 0;    // host upper bound of valid rows (contiguous: in all; masked: per expert); no host counts needed
   Tensor output;       // shape of hidden, wire dtype: what the experts must fill for every valid row
+  bool more = false;   // some rank has further rows: after combine_finish all ranks do another round, from
+                       // dispatch_start on, with their next rows or none
+};
+
+struct TransportOptions {
+  // "loopback": all experts here. "shm": ranks on one host. "tcp": anywhere. "auto": shm to the ranks on the same host,
+  // tcp to the others.
+  std::string kind = "loopback";
+  std::optional<ExpertLayout> layout;                 // none: the backend's choice
+  std::string interface;                              // network interface that tcp listens on; empty: the loopback one
+  std::chrono::milliseconds connect_deadline{60000};  // of configure(), for the last peer to come
+  std::chrono::milliseconds wait_deadline{0};         // of one half, for the last peer's rows; 0 = none
+  std::chrono::microseconds delay{0};  // rows stay invisible this long after their start; for tests of overlap
 };
 
 // One microbatch's dispatch and combine in flight. Made by configure(), reused by every layer and step.
@@ -62,11 +80,16 @@ class ExpertTransport {
   virtual ~ExpertTransport() = default;
   virtual ExpertLayout layout() const = 0;
 
+  // Starts to listen for peers, once; what the rank announces so that others can configure() with it (its rank is left
+  // for the caller to fill in). Loopback, which has no peers: an empty address.
+  virtual Result<EpPeer> listen() { return EpPeer{}; }
+
   // What configure() will take from the device for this shape, for the memory ledger; callable before configure().
   virtual size_t buffer_bytes(const MoeShape& shape, int max_num_tokens, int num_microbatches) const = 0;
 
   // Collective over the group: connects, allocates, makes one handle per microbatch in flight. Again for a new epoch.
-  // Fails (naming the rank) when a peer does not come by the deadline the transport was made with.
+  // Fails (naming the rank) when a peer does not come by the deadline the transport was made with. max_num_tokens: rows
+  // of one rank in one round; a microbatch with more goes in several (Routed::more), and buffers are sized by a round.
   virtual Status configure(const EpTopology& topology, const MoeShape& shape, int max_num_tokens,
                            int num_microbatches) = 0;
   virtual DispatchHandle& handle(int microbatch) = 0;
@@ -81,6 +104,8 @@ class ExpertTransport {
 
   // Ends every wait of epochs below `epoch`, from any thread; the halves return at once and status() says why.
   virtual void abort(Epoch epoch) = 0;
+  // Since it was made; the thread that runs steps.
+  virtual Traffic traffic() const { return {}; }
   // The first fault since configure(): which rank, which layer, which half. Checked by the executor after a step.
   virtual Status status() const = 0;
 };

@@ -215,6 +215,7 @@ void LoopbackTransport::dispatch_finish(Lane&, DispatchHandle& handle, ExpertBat
   batch.layout = layout_;
   batch.hidden = h.hidden;
   batch.output = h.output;
+  batch.more = h.routed.more;
   if (layout_ == ExpertLayout::kContiguous) {
     batch.row_offsets = make_tensor(h.offsets.data(), DType::kI32, {experts + 1});
     batch.max_rows = static_cast<int>(h.num_tokens * shape_.num_experts_per_tok);

@@ -43,8 +43,8 @@ struct LocalExecutorOptions {
   int num_local_ranks = 1;  // that share this machine's memory
 
   int num_redundant_experts = 0;
-  std::string transport = "loopback";  // between EP ranks
-  ep::EpTopology topology;             // rank, size and peers; size 1 = all experts here
+  ep::TransportOptions transport;  // between EP ranks
+  ep::EpTopology topology;         // rank, size and peers; size 1 = all experts here
 
   model::ProgressFn progress;  // of loading; may be empty
 };

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cassert>
 
 #include "model/weight_list.h"
@@ -105,12 +106,12 @@ void LayerDriver::call_experts(const StageCall& c, const StepView& view, Lane& l
     case Stage::kRoute:
       backend.route(lane, view, layer.moe_row, *w.post_attn_norm, w.gate, *parts_.experts, act, streams(c));
       break;
-    case Stage::kDispatchStart: transport.dispatch_start(lane, handle, routed(c, view)); break;
+    case Stage::kDispatchStart: transport.dispatch_start(lane, handle, routed(c, view, 0)); break;
     case Stage::kSharedExpert: backend.shared_expert(lane, view, w.shared_expert, act); break;
     case Stage::kDispatchFinish: transport.dispatch_finish(lane, handle, batch); break;
     case Stage::kExperts: backend.experts(lane, w.experts, batch); break;
     case Stage::kCombineStart: transport.combine_start(lane, handle, batch); break;
-    case Stage::kCombineFinish: transport.combine_finish(lane, handle, rows(act.combined, 0, view.num_tokens)); break;
+    case Stage::kCombineFinish: finish_rounds(c, view, lane); break;
     default: backend.merge(lane, view, act, streams(c)); break;
   }
 }
@@ -129,14 +130,41 @@ void LayerDriver::call_ends(const StageCall& c, const StepView& view, Lane& lane
   }
 }
 
-ep::Routed LayerDriver::routed(const StageCall& c, const StepView& view) const {
+int LayerDriver::rows_of_round(const StepView& view, int first) const {
+  const int left = view.num_tokens - first;
+  return parts_.max_tokens_per_round > 0 ? std::min(left, parts_.max_tokens_per_round) : left;
+}
+
+ep::Routed LayerDriver::routed(const StageCall& c, const StepView& view, int first) const {
   const backend::Activations& act = *parts_.activations[c.microbatch];
+  const int n = rows_of_round(view, first);
   ep::Routed routed;
   routed.layer = layers_[c.layer].moe_row;
-  routed.hidden = rows(act.moe_input, 0, view.num_tokens);
-  routed.topk_id = rows(act.topk_id, 0, view.num_tokens);
-  routed.topk_weight = rows(act.topk_weight, 0, view.num_tokens);
+  routed.hidden = rows(act.moe_input, first, n);
+  routed.topk_id = rows(act.topk_id, first, n);
+  routed.topk_weight = rows(act.topk_weight, first, n);
+  routed.more = first + n < view.num_tokens;
   return routed;
+}
+
+// The first round's combine, then the rounds that any rank still has rows for, each whole: they are for long prompts,
+// whose compute is long too, so they are not overlapped.
+void LayerDriver::finish_rounds(const StageCall& c, const StepView& view, Lane& lane) {
+  ep::ExpertTransport& transport = *parts_.transport;
+  ep::DispatchHandle& handle = transport.handle(c.microbatch);
+  ep::ExpertBatch& batch = batches_[c.microbatch];
+  const Tensor& combined = parts_.activations[c.microbatch]->combined;
+  int first = 0;
+  while (true) {
+    const int n = rows_of_round(view, first);
+    transport.combine_finish(lane, handle, rows(combined, first, n));
+    if (!batch.more) return;
+    first += n;
+    transport.dispatch_start(lane, handle, routed(c, view, first));
+    transport.dispatch_finish(lane, handle, batch);
+    parts_.backend->experts(lane, layers_[c.layer].weights->experts, batch);
+    transport.combine_start(lane, handle, batch);
+  }
 }
 
 backend::Hidden& LayerDriver::streams(const StageCall& c) {

@@ -36,6 +36,8 @@ struct DriverParts {
   std::vector<backend::Activations*> activations;  // one per microbatch in flight, 1 or 2
   StageClock* clock = nullptr;
   LayerHook* hook = nullptr;  // may be null
+  // Rows of a microbatch that go through dispatch and combine at once, as the transport was configured; 0 = all.
+  int max_tokens_per_round = 0;
 };
 
 class LayerDriver {
@@ -60,7 +62,9 @@ class LayerDriver {
   void call_attention(const StageCall& call, const backend::StepView& view, Lane& lane);
   void call_experts(const StageCall& call, const backend::StepView& view, Lane& lane);
   void call_ends(const StageCall& call, const backend::StepView& view, Lane& lane);
-  ep::Routed routed(const StageCall& call, const backend::StepView& view) const;
+  ep::Routed routed(const StageCall& call, const backend::StepView& view, int first) const;
+  int rows_of_round(const backend::StepView& view, int first) const;
+  void finish_rounds(const StageCall& call, const backend::StepView& view, Lane& lane);
   // The streams the layer works on: the model's, or the MTP module's.
   backend::Hidden& streams(const StageCall& call);
 

@@ -38,7 +38,7 @@ StageWalk::StageWalk(std::unique_ptr<Backend> backend, const std::string& folder
                               .qk_rope_head_dim = s.qk_rope_head_dim,
                               .dtype = backend_->caps().cache_dtype}));
   for (int i = 0; i < limits.num_microbatches; ++i) acts_.push_back(take(backend_->make_activations()));
-  transport_ = take(backend_->make_transport("loopback"));
+  transport_ = take(backend_->make_transport({}));
   check(transport_->configure({},
                               {.hidden_size = s.hidden_size,
                                .num_experts_per_tok = s.num_experts_per_tok,

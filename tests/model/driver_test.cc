@@ -30,9 +30,13 @@ class FakeTransport : public ep::ExpertTransport {
   void dispatch_start(Lane&, ep::DispatchHandle& h, const ep::Routed& r) override {
     note(h, "dispatch_start", r.layer);
     rows_sent.push_back(static_cast<int>(r.topk_id.shape[0]));
+    more_ = r.more;
     EXPECT_EQ(r.hidden.shape[0], r.topk_weight.shape[0]);
   }
-  void dispatch_finish(Lane&, ep::DispatchHandle& h, ep::ExpertBatch&) override { note(h, "dispatch_finish"); }
+  void dispatch_finish(Lane&, ep::DispatchHandle& h, ep::ExpertBatch& batch) override {
+    note(h, "dispatch_finish");
+    batch.more = more_ || rows_sent.size() < peer_rounds;
+  }
   void combine_start(Lane&, ep::DispatchHandle& h, const ep::ExpertBatch&) override { note(h, "combine_start"); }
   void combine_finish(Lane&, ep::DispatchHandle& h, Tensor out) override {
     note(h, "combine_finish");
@@ -42,6 +46,7 @@ class FakeTransport : public ep::ExpertTransport {
   Status status() const override { return {}; }
 
   std::vector<int> rows_sent, rows_back;
+  size_t peer_rounds = 0;  // of another rank
 
  private:
   void note(ep::DispatchHandle& h, const char* stage, int layer = -1) {
@@ -49,6 +54,7 @@ class FakeTransport : public ep::ExpertTransport {
   }
   FakeBackend& backend_;
   Handle handles_[2];
+  bool more_ = false;
 };
 
 struct Hook : LayerHook {
@@ -75,7 +81,7 @@ class Driver : public ::testing::Test {
     auto weights = load_weights(config_, *source, backend_, {{&map_, 0, 1}, 1, {}});
     ASSERT_TRUE(weights.ok()) << weights.error().message;
     weights_ = std::move(*weights);
-    parts_ = {&backend_, &config_, weights_.get(), &map_, &transport_, {}, &clock_, nullptr};
+    parts_ = {&backend_, &config_, weights_.get(), &map_, &transport_, {}, &clock_, nullptr, 0};
     for (int i = 0; i < microbatches; ++i) parts_.activations.push_back(&activations(i));
   }
   backend::Activations& activations(int i) {
@@ -187,6 +193,28 @@ TEST_F(Driver, NoRowsStillTakesPartInTheCollectives) {
   run({0});
   EXPECT_THAT(stages(), ElementsAre("dispatch_start", "dispatch_finish", "experts", "combine_start", "combine_finish"));
   EXPECT_THAT(transport_.rows_sent, ElementsAre(0));
+}
+
+TEST_F(Driver, ManyRowsGoInRounds) {
+  make(/*mtp=*/false);
+  parts_.max_tokens_per_round = 3;
+  run({7});
+  EXPECT_THAT(transport_.rows_sent, ElementsAre(3, 3, 1));
+  EXPECT_THAT(transport_.rows_back, ElementsAre(3, 3, 1));
+  EXPECT_THAT(stages(), ElementsAre("gather", "embed", "attn_project", "attn_attend", "dense_mlp", "attn_project+add",
+                                    "attn_attend", "route", "dispatch_start", "shared_expert", "dispatch_finish",
+                                    "experts", "combine_start", "combine_finish", "dispatch_start", "dispatch_finish",
+                                    "experts", "combine_start", "combine_finish", "dispatch_start", "dispatch_finish",
+                                    "experts", "combine_start", "combine_finish", "merge", "head", "sample"));
+}
+
+TEST_F(Driver, RoundsGoOnAsLongAsAnyRankHasRows) {
+  make(/*mtp=*/false);
+  parts_.max_tokens_per_round = 3;
+  transport_.peer_rounds = 3;
+  run({2});
+  EXPECT_THAT(transport_.rows_sent, ElementsAre(2, 0, 0));
+  EXPECT_THAT(transport_.rows_back, ElementsAre(2, 0, 0));
 }
 
 TEST_F(Driver, TheHookSeesEveryLayersCache) {

@@ -52,7 +52,7 @@ class FakeBackend : public backend::Backend {
     return std::make_unique<backend::Activations>();
   }
   Lane& lane(int microbatch) override { return lanes_[microbatch]; }
-  Result<std::unique_ptr<ep::ExpertTransport>> make_transport(const std::string&) override {
+  Result<std::unique_ptr<ep::ExpertTransport>> make_transport(const ep::TransportOptions&) override {
     return error(ErrorCode::kUnimplemented, "the fake has no transport");
   }
   Status plan(const backend::StepInputs&, std::vector<backend::StepView>&) override { return {}; }

@@ -114,7 +114,7 @@ class OneSequence {
     weights_ = take(load_weights(config_, *source, *backend_, {.experts = {.map = &map_}}));
     parts_ = {backend_.get(), &config_, weights_.get(), &map_, nullptr, {}, &clock_, nullptr};
     if (moe_rows > 0) {
-      transport_ = take(backend_->make_transport("loopback"));
+      transport_ = take(backend_->make_transport({}));
       check(transport_->configure(
           {Epoch{1}, 0, 1, {}},
           {s.hidden_size, s.num_experts_per_tok, s.n_routed_experts, s.n_routed_experts, backend_->caps().wire_dtype},

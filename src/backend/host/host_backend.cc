@@ -157,9 +157,10 @@ Lane& HostBackend::lane(int microbatch) {
   return *lanes_.at(microbatch);
 }
 
-Result<std::unique_ptr<ep::ExpertTransport>> HostBackend::make_transport(const std::string& kind) {
-  if (kind == "loopback") return ep::make_loopback_transport(caps().decode_layout);
-  return error(ErrorCode::kUnimplemented, fmt::format("expert transport '{}': {} has loopback", kind, caps().name));
+Result<std::unique_ptr<ep::ExpertTransport>> HostBackend::make_transport(const ep::TransportOptions& options) {
+  if (options.kind == "loopback") return ep::make_loopback_transport(options.layout.value_or(caps().decode_layout));
+  return error(ErrorCode::kUnimplemented,
+               fmt::format("expert transport '{}': {} has loopback", options.kind, caps().name));
 }
 
 Status HostBackend::plan(const StepInputs& inputs, std::vector<StepView>& microbatches) {

@@ -38,7 +38,7 @@ class HostBackend : public Backend {
   Status make_cache(const kv::CacheGeometry& geometry) final;
   KvLayer cache_layer(int layer) final;
   Lane& lane(int microbatch) final;
-  Result<std::unique_ptr<ep::ExpertTransport>> make_transport(const std::string& kind) override;
+  Result<std::unique_ptr<ep::ExpertTransport>> make_transport(const ep::TransportOptions& options) override;
 
   Status plan(const StepInputs& inputs, std::vector<StepView>& microbatches) final;
   Status run(const GraphKey* key, std::span<const StepView> microbatches, const DriverFn& driver) final;
