@@ -62,10 +62,13 @@ struct TransportOptions {
   // "loopback": all experts here. "shm": ranks on one host. "tcp": anywhere. "auto": shm to the ranks on the same host,
   // tcp to the others.
   std::string kind = "loopback";
-  std::optional<ExpertLayout> layout;                 // none: the backend's choice
-  std::string interface;                              // network interface that tcp listens on; empty: the loopback one
+  std::optional<ExpertLayout> layout;  // none: the backend's choice
+  // Network interface that tcp listens on, or several with commas of which the first that exists is taken; empty: the
+  // loopback one.
+  std::string interface;
   std::chrono::milliseconds connect_deadline{60000};  // of configure(), for the last peer to come
-  std::chrono::milliseconds wait_deadline{0};         // of one half, for the last peer's rows; 0 = none
+  // Of one half, for the last peer's rows. Long: a rank that is stuck is named and put out by the coordinator first.
+  std::chrono::milliseconds wait_deadline{600000};
   std::chrono::microseconds delay{0};  // rows stay invisible this long after their start; for tests of overlap
 };
 
@@ -110,7 +113,15 @@ class ExpertTransport {
   virtual Status status() const = 0;
 };
 
+// By kind; the layout must be given. Fails on an unknown kind or interface, naming those there are.
+Result<std::unique_ptr<ExpertTransport>> make_transport(const TransportOptions& options);
+
 // All experts on this rank. Rounds to the wire dtype as the real ones do.
 std::unique_ptr<ExpertTransport> make_loopback_transport(ExpertLayout layout);
+// shm, tcp and auto.
+Result<std::unique_ptr<ExpertTransport>> make_group_transport(const TransportOptions& options);
+// Holds back what `inner` brings by `delay`, parked.
+std::unique_ptr<ExpertTransport> make_delay_transport(std::unique_ptr<ExpertTransport> inner,
+                                                      std::chrono::microseconds delay);
 
 }  // namespace manta::ep

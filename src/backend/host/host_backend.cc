@@ -158,9 +158,9 @@ Lane& HostBackend::lane(int microbatch) {
 }
 
 Result<std::unique_ptr<ep::ExpertTransport>> HostBackend::make_transport(const ep::TransportOptions& options) {
-  if (options.kind == "loopback") return ep::make_loopback_transport(options.layout.value_or(caps().decode_layout));
-  return error(ErrorCode::kUnimplemented,
-               fmt::format("expert transport '{}': {} has loopback", options.kind, caps().name));
+  ep::TransportOptions chosen = options;
+  if (!chosen.layout) chosen.layout = caps().decode_layout;
+  return ep::make_transport(chosen);
 }
 
 Status HostBackend::plan(const StepInputs& inputs, std::vector<StepView>& microbatches) {
