@@ -18,7 +18,7 @@
 
 #include "backend/backend.h"
 #include "model/driver.h"
-#include "model/loader.h"
+#include "open_model.h"
 
 namespace {
 
@@ -37,14 +37,10 @@ struct Options {
   bool batch_invariant = true;
 };
 
-void check(const Status& status) {
-  if (!status.ok()) throw std::runtime_error(status.error().message);
-}
-template <typename T>
-T take(Result<T> result) {
-  if (!result.ok()) throw std::runtime_error(result.error().message);
-  return std::move(result).value();
-}
+using backend::testing::check;
+using backend::testing::open_model;
+using backend::testing::take;
+
 double cpu_seconds() {
   timespec t;
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
@@ -59,39 +55,14 @@ class Engine {
  public:
   Engine(const Options& options, int streams)
       : streams_(streams), prompt_tokens_(options.prompt), blocks_((options.prompt + options.tokens) / kBlockSize + 1) {
-    config_ = take(model::load_config(kModel, ""));
-    const auto& s = config_.shape;
-    backend_ = take(backend::make_backend(
+    auto backend = take(backend::make_backend(
         options.backend, {.num_threads = options.threads, .batch_invariant = options.batch_invariant}));
-    check(backend_->init(s, {.max_num_seqs = streams, .max_num_tokens = kChunk, .max_model_len = kMaxLen}));
-    map_ = take(ep::linear_expert_map(model::num_moe_rows(s), s.n_routed_experts, 0, 1, {}));
-    const auto source = take(model::open_checkpoint(kModel, config_));
-    const auto begin = Clock::now();
-    weights_ = take(
-        model::load_weights(config_, *source, *backend_, {.experts = {.map = &map_}, .num_threads = options.threads}));
-    load_seconds = seconds_since(begin);
-    check(backend_->make_cache({.num_layers = s.num_layers(),
-                                .num_blocks = streams * blocks_,
-                                .block_size = kBlockSize,
-                                .kv_lora_rank = s.kv_lora_rank,
-                                .qk_rope_head_dim = s.qk_rope_head_dim,
-                                .dtype = backend_->caps().cache_dtype}));
-    act_ = take(backend_->make_activations());
-    transport_ = take(backend_->make_transport({}));
-    check(transport_->configure({},
-                                {.hidden_size = s.hidden_size,
-                                 .num_experts_per_tok = s.num_experts_per_tok,
-                                 .num_physical_experts = map_.num_physical,
-                                 .num_local_experts = map_.num_physical,
-                                 .wire_dtype = backend_->caps().wire_dtype},
-                                kChunk, 1));
-    driver_ = take(model::LayerDriver::make({.backend = backend_.get(),
-                                             .config = &config_,
-                                             .weights = weights_.get(),
-                                             .experts = &map_,
-                                             .transport = transport_.get(),
-                                             .activations = {act_.get()},
-                                             .clock = &clock_}));
+    model_ = open_model(std::move(backend), kModel,
+                        {.limits = {.max_num_seqs = streams, .max_num_tokens = kChunk, .max_model_len = kMaxLen},
+                         .num_blocks = streams * blocks_,
+                         .block_size = kBlockSize,
+                         .load_threads = options.threads});
+    driver_ = model_->make_driver();
   }
 
   // Seconds of prefill: all prompts, as many whole ones as a step of kChunk rows holds.
@@ -134,25 +105,20 @@ class Engine {
     return seconds_since(begin);
   }
 
-  const backend::Caps& caps() const { return backend_->caps(); }
-  double load_seconds = 0;
+  const backend::Caps& caps() const { return model_->backend->caps(); }
+  double load_seconds() const { return model_->load_seconds; }
 
  private:
   void step(const backend::StepInputs& inputs) {
-    check(backend_->plan(inputs, views_));
-    check(backend_->run(nullptr, views_, [this](std::span<const backend::StepView> views) { driver_->run(views); }));
-    take(backend_->finish());
+    check(model_->backend->plan(inputs, views_));
+    check(model_->backend->run(nullptr, views_,
+                               [this](std::span<const backend::StepView> views) { driver_->run(views); }));
+    take(model_->backend->finish());
   }
 
   int streams_, prompt_tokens_, blocks_;
   bool used_ = false;  // the slots hold requests
-  model::ModelConfig config_;
-  std::unique_ptr<backend::Backend> backend_;
-  ep::ExpertMap map_;
-  std::unique_ptr<model::Weights> weights_;
-  std::unique_ptr<backend::Activations> act_;
-  std::unique_ptr<ep::ExpertTransport> transport_;
-  model::StageClock clock_;
+  std::unique_ptr<backend::testing::OpenModel> model_;
   std::unique_ptr<model::LayerDriver> driver_;
   std::vector<backend::StepView> views_;
 };
@@ -200,7 +166,7 @@ int run(const Options& options) {
     const auto hf = hf_bf16(streams);
     const double prefill_rate = streams * options.prompt / prefill;
     const double decode_rate = static_cast<double>(streams) * options.tokens / decode;
-    fmt::print("{:>8} {:>9.3f} {:>14.0f} {:>14.0f} {:>6.2f} {:>12.1f} {:>12.1f}\n", streams, engine.load_seconds,
+    fmt::print("{:>8} {:>9.3f} {:>14.0f} {:>14.0f} {:>6.2f} {:>12.1f} {:>12.1f}\n", streams, engine.load_seconds(),
                prefill_rate, decode_rate, busy, prefill_rate / hf.at("prefill_tok_s").get<double>(),
                decode_rate / hf.at("decode_tok_s").get<double>());
   }

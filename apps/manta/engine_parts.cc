@@ -8,6 +8,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
+#include "engine/scheduler_options.h"
 #include "exec/fake_executor.h"
 #include "exec/local_executor.h"
 #include "model/config.h"
@@ -76,14 +77,7 @@ Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, m
 }
 
 Result<std::unique_ptr<sched::Scheduler>> make_scheduler(const Settings& s, const exec::ExecutorInfo& info) {
-  sched::SchedulerOptions options;
-  options.num_blocks = info.geometry.num_blocks;
-  options.block_size = info.geometry.block_size;
-  options.max_num_seqs = info.max_num_seqs;
-  options.max_num_batched_tokens = info.max_num_batched_tokens;
-  options.max_model_len = info.max_model_len;
-  options.num_speculative_tokens = info.num_speculative_tokens;
-  options.vocab_size = info.vocab_size;
+  sched::SchedulerOptions options = engine::scheduler_options(info);
   options.policy = s.scheduling_policy == "priority" ? sched::Policy::kPriority : sched::Policy::kFcfs;
   options.enable_prefix_caching = s.enable_prefix_caching;
   options.enable_chunked_prefill = s.enable_chunked_prefill;

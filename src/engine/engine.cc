@@ -11,16 +11,6 @@
 namespace manta::engine {
 namespace {
 
-FinishReason translate(sched::FinishReason reason) {
-  switch (reason) {
-    case sched::FinishReason::kNone: return FinishReason::kNone;
-    case sched::FinishReason::kStop: return FinishReason::kStop;
-    case sched::FinishReason::kLength: return FinishReason::kLength;
-    case sched::FinishReason::kError: return FinishReason::kError;
-  }
-  return FinishReason::kNone;
-}
-
 void add_timing(Load& load, const exec::StepTiming& t) {
   ++load.num_steps;
   load.schedule_us += static_cast<uint64_t>(t.schedule_us);
@@ -226,7 +216,7 @@ void Engine::emit(sched::RequestEvent&& event) {
   load_.num_generation_tokens += out.tokens.size();
   out.logprobs = std::move(event.logprobs);
   out.prompt_logprobs = std::move(event.prompt_logprobs);
-  out.finish = translate(event.finish);
+  out.finish = event.finish;
   out.stop_token = event.stop_token;
   out.num_cached_tokens = event.num_cached_tokens;
   out.error_code = event.error.code;

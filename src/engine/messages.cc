@@ -27,13 +27,13 @@ static auto fields(SamplingParams& m) {
 static auto fields(TokenLogprobs& m) {
   return std::tie(m.token_ids, m.logprobs, m.rank);
 }
+static constexpr FinishReason last_value(FinishReason) {
+  return FinishReason::kError;
+}
 }  // namespace manta::sample
 
 namespace manta::engine {
 
-static constexpr FinishReason last_value(FinishReason) {
-  return FinishReason::kError;
-}
 static auto fields(Hello& m) {
   return std::tie(m.client, m.process);
 }
@@ -62,17 +62,6 @@ static auto fields(Outputs& m) {
 }
 static auto fields(Stale& m) {
   return std::tie(m.current, m.ids);
-}
-
-const char* to_string(FinishReason reason) {
-  switch (reason) {
-    case FinishReason::kNone: return "none";
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kAbort: return "abort";
-    case FinishReason::kError: return "error";
-  }
-  return "unknown";
 }
 
 std::string encode(const Hello& m) {

@@ -8,6 +8,7 @@
 
 #include "base/ids.h"
 #include "base/result.h"
+#include "sample/finish_reason.h"
 #include "sample/sampling_params.h"
 
 namespace manta::engine {
@@ -47,8 +48,7 @@ struct Abort {
   std::vector<RequestId> ids;
 };
 
-enum class FinishReason : uint8_t { kNone, kStop, kLength, kAbort, kError };
-const char* to_string(FinishReason reason);
+using sample::FinishReason;
 
 // What one step gave one request.
 struct RequestOutput {

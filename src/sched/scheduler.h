@@ -31,6 +31,7 @@
 #include "kv/block_pool.h"
 #include "kv/kv_actions.h"
 #include "kv/kv_connector_scheduler.h"
+#include "sample/finish_reason.h"
 #include "sample/grammar_matcher.h"
 #include "sample/sampling_params.h"
 #include "sched/step_plan.h"
@@ -67,7 +68,7 @@ struct Request {
   std::string kv_transfer_params;                   // JSON object for the connector, or empty
 };
 
-enum class FinishReason : uint8_t { kNone, kStop, kLength, kError };
+using sample::FinishReason;
 
 // What happened to one request. After a finish the id is forgotten.
 struct RequestEvent {

@@ -10,10 +10,9 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "model/config.h"
 #include "model/driver.h"
-#include "model/stage_clock.h"
 #include "model/weights.h"
+#include "open_model.h"
 
 namespace manta::backend::testing {
 
@@ -36,26 +35,19 @@ class StageWalk {
   Observer observer;
   std::function<void(const StepView& view, Activations& act)> mtp_logits;  // called instead of mtp_draft
 
-  Backend& backend() { return *backend_; }
+  Backend& backend() { return *model_->backend; }
   const StepView& view() const { return views_.at(0); }
-  Activations& act() { return *acts_[0]; }
-  const model::Weights& weights() const { return *weights_; }
-  const ModelShape& shape() const { return config_.shape; }
+  Activations& act() { return *model_->activations[0]; }
+  const model::Weights& weights() const { return *model_->weights; }
+  const ModelShape& shape() const { return model_->config.shape; }
 
  private:
   class LogitsHook;
 
-  void make_driver();
   void walk(const StepView& view);
   void walk_layer(const StepView& view, int layer, Hidden& hidden, Activations& act);
 
-  std::unique_ptr<Backend> backend_;
-  model::ModelConfig config_;
-  ep::ExpertMap map_;
-  std::unique_ptr<model::Weights> weights_;
-  std::vector<std::unique_ptr<Activations>> acts_;  // by microbatch
-  std::unique_ptr<ep::ExpertTransport> transport_;
-  model::StageClock clock_;
+  std::unique_ptr<OpenModel> model_;
   std::unique_ptr<model::LayerHook> hook_;
   std::unique_ptr<model::LayerDriver> driver_;
   std::vector<StepView> views_;

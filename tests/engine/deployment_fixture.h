@@ -20,6 +20,7 @@
 #include "cluster/coordinator.h"
 #include "engine/client.h"
 #include "engine/engine.h"
+#include "engine/scheduler_options.h"
 #include "engine/server.h"
 #include "exec/fake_executor.h"
 
@@ -79,13 +80,7 @@ struct CoordinatorNode {
 };
 
 inline std::unique_ptr<sched::Scheduler> make_scheduler(const exec::ExecutorInfo& info) {
-  sched::SchedulerOptions options;
-  options.num_blocks = info.geometry.num_blocks;
-  options.block_size = info.geometry.block_size;
-  options.max_num_seqs = info.max_num_seqs;
-  options.max_num_batched_tokens = info.max_num_batched_tokens;
-  options.max_model_len = info.max_model_len;
-  auto scheduler = sched::Scheduler::make(options);
+  auto scheduler = sched::Scheduler::make(scheduler_options(info));
   EXPECT_TRUE(scheduler.ok()) << scheduler.error().message;
   return std::move(*scheduler);
 }

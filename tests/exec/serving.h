@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/scheduler_options.h"
 #include "exec/local_executor.h"
 #include "sched/scheduler.h"
 
@@ -27,15 +28,7 @@ class Serving {
   // plans_in_flight: 2 = async scheduling.
   Serving(std::unique_ptr<Executor> executor, bool prefix_caching, int plans_in_flight)
       : executor_(std::move(executor)), plans_in_flight_(plans_in_flight) {
-    const ExecutorInfo& info = executor_->info();
-    sched::SchedulerOptions options;
-    options.num_blocks = info.geometry.num_blocks;
-    options.block_size = info.geometry.block_size;
-    options.max_num_seqs = info.max_num_seqs;
-    options.max_num_batched_tokens = info.max_num_batched_tokens;
-    options.max_model_len = info.max_model_len;
-    options.num_speculative_tokens = info.num_speculative_tokens;
-    options.vocab_size = info.vocab_size;
+    sched::SchedulerOptions options = engine::scheduler_options(executor_->info());
     options.enable_prefix_caching = prefix_caching;
     auto made = sched::Scheduler::make(options);
     EXPECT_TRUE(made.ok()) << made.error().message;
