@@ -61,6 +61,7 @@ Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, m
   options.backend.num_threads = threads_per_engine(s);
   options.backend.fp8_activations = s.fp8_activations;
   options.backend.batch_invariant = s.batch_invariant;
+  options.backend.routing_simulation = s.moe_routing_simulation_strategy;
   options.max_num_seqs = static_cast<int>(s.max_num_seqs);
   options.max_num_batched_tokens = static_cast<int>(s.max_num_batched_tokens);
   options.max_model_len = static_cast<int>(s.max_model_len.value_or(0));

@@ -471,7 +471,6 @@ TEST(WideEpCommand, RefusalsNameWhatIsMissingAndNothingElse) {
             "data_parallel_start_rank, data_parallel_hybrid_lb, data_parallel_address, data_parallel_rpc_port 29551: "
             "not in this version yet: a deployment over several nodes\n"
             "enable_expert_parallel: not in this version yet: expert parallelism\n"
-            "moe_routing_simulation_strategy uniform_random: not in this version yet: routing simulation\n"
             "enable_eplb: not in this version yet: expert load balancing\n"
             "enable_dbo: not in this version yet: dual-batch overlap\n"
             "kv_transfer_config: not in this version yet: prefill/decode disaggregation");

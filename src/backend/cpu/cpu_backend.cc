@@ -33,7 +33,7 @@ Status CpuBackend::on_init() {
     MANTA_ASSIGN(unabsorbed_form_, Unabsorbed::make(kernels_, team(), s, limits()));
   }
   rope_.emplace(s, limits().max_model_len);
-  routers_.assign(s.n_routed_experts > 0 ? team().num_threads() : 0, host::Router(s));
+  routers_.assign(s.n_routed_experts > 0 ? team().num_threads() : 0, make_router());
   return allocate_scratch();
 }
 
@@ -158,7 +158,10 @@ Result<std::unique_ptr<Backend>> make_cpu_backend(const BackendOptions& options,
   if (chosen == nullptr) {
     return error(ErrorCode::kUnimplemented, fmt::format("this processor cannot run the kernels '{}'", kernels));
   }
-  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(options.num_threads, options.batch_invariant, *chosen));
+  MANTA_ASSIGN(const host::RoutingSimulation simulation, host::parse_routing_simulation(options.routing_simulation));
+  auto out = std::make_unique<CpuBackend>(options.num_threads, options.batch_invariant, *chosen);
+  out->simulate_routing(simulation);
+  return std::unique_ptr<Backend>(std::move(out));
 }
 
 }  // namespace manta::backend::cpu

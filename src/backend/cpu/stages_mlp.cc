@@ -27,9 +27,8 @@ void CpuBackend::route(Lane&, const StepView& view, int layer, const PackedWeigh
   for_rows(view.num_tokens, shape().n_routed_experts * 10, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t i = begin; i < end; ++i) {
       const std::span<int32_t> ids(act.topk_id.as<int32_t>() + i * top_k, top_k);
-      const int32_t position = view.positions.as<int32_t>()[i];
-      routers_[thread].choose(row(scratch_.gate_logits, i), bias, ids, {row(act.topk_weight, i), top_k});
-      for (int32_t& id : ids) id = position < 0 ? -1 : host::physical_expert(map, layer, id, position);
+      routers_[thread].route(row_of(view, layer, i), row(scratch_.gate_logits, i), bias, map, ids,
+                             {row(act.topk_weight, i), top_k});
     }
   });
   count_expert_load(layer, map.num_physical, view, act.topk_id);

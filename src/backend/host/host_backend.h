@@ -11,6 +11,7 @@
 
 #include "backend/backend.h"
 #include "backend/host/host_memory.h"
+#include "backend/host/routing.h"
 #include "backend/host/sample_stage.h"
 #include "backend/host/slot_table.h"
 #include "backend/host/step_builder.h"
@@ -33,6 +34,7 @@ class HostActivations : public Activations {
 class HostBackend : public Backend {
  public:
   explicit HostBackend(int num_threads);
+  void simulate_routing(RoutingSimulation simulation) { simulation_ = simulation; }  // before init()
 
   Status init(const ModelShape& shape, const Limits& limits) final;
   Status make_cache(const kv::CacheGeometry& geometry) final;
@@ -58,6 +60,10 @@ class HostBackend : public Backend {
   const Limits& limits() const { return limits_; }
   ThreadTeam& team() { return team_; }
   int block_size() const { return geometry_.block_size; }
+  Router make_router() const { return Router(shape_, simulation_); }  // one per thread
+  static Router::Row row_of(const StepView& view, int layer, int64_t i) {
+    return {layer, view.positions.as<int32_t>()[i], view.token_ids.as<int32_t>()[i]};
+  }
 
   // mtp_input: the token that follows this row: of the prompt, or what sample() chose. Rows that have none (padding,
   // rejected drafts) get 0; what MTP makes of them is never read.
@@ -73,6 +79,7 @@ class HostBackend : public Backend {
 
  private:
   ThreadTeam team_;
+  RoutingSimulation simulation_ = RoutingSimulation::kNone;
   ModelShape shape_;
   Limits limits_;
   bool initialised_ = false;

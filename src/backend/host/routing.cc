@@ -24,8 +24,12 @@ int best_of(const std::vector<float>& values) {
 
 }  // namespace
 
-Router::Router(const ModelShape& shape)
-    : shape_(shape), scores_(shape.n_routed_experts), choice_(shape.n_routed_experts), groups_(shape.n_group) {}
+Router::Router(const ModelShape& shape, RoutingSimulation simulation)
+    : shape_(shape),
+      simulation_(simulation),
+      scores_(shape.n_routed_experts),
+      choice_(shape.n_routed_experts),
+      groups_(shape.n_group) {}
 
 void Router::score(const float* logits, const float* bias) {
   const int n = shape_.n_routed_experts;
@@ -69,6 +73,21 @@ void Router::choose(const float* logits, const float* bias, std::span<int32_t> i
   }
   const float divisor = shape_.norm_topk_prob ? sum + 1e-20f : 1.0f;
   for (float& w : weights) w = w / divisor * shape_.routed_scaling_factor;
+}
+
+void Router::route(const Row& row, const float* logits, const float* bias, const ep::ExpertMap& map,
+                   std::span<int32_t> ids, std::span<float> weights) {
+  if (row.position < 0) {
+    std::fill(ids.begin(), ids.end(), -1);
+    std::fill(weights.begin(), weights.end(), 0.0f);
+    return;
+  }
+  if (simulation_ == RoutingSimulation::kNone) {
+    choose(logits, bias, ids, weights);
+  } else {
+    simulate_routing(simulation_, shape_, row.layer, row.position, row.token, ids, weights);
+  }
+  for (int32_t& id : ids) id = physical_expert(map, row.layer, id, row.position);
 }
 
 }  // namespace manta::backend::host

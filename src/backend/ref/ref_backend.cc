@@ -115,7 +115,7 @@ Status RefBackend::on_init() {
   const size_t size = static_cast<size_t>(kBlock) * widest_row(s);
   for (int i = 0; i < team().num_threads(); ++i) {
     scratch_.push_back(std::make_unique<ThreadScratch>(
-        ThreadScratch{attention_->make_scratch(), host::Router(s), std::vector<float>(size), std::vector<float>(size),
+        ThreadScratch{attention_->make_scratch(), make_router(), std::vector<float>(size), std::vector<float>(size),
                       std::vector<float>(size), std::vector<float>(size)}));
   }
   expert_blocks_.reserve(s.n_routed_experts + 1);
@@ -297,9 +297,7 @@ void RefBackend::route(Lane&, const StepView& view, int layer, const PackedWeigh
     for (int i = 0; i < n; ++i) {
       const std::span<int32_t> ids(act.topk_id.as<int32_t>() + (first + i) * top_k, top_k);
       const std::span<float> weights(row(act.topk_weight, first + i), top_k);
-      const int32_t position = view.positions.as<int32_t>()[first + i];
-      s.router.choose(&s.y[i * w.out], bias, ids, weights);
-      for (int32_t& id : ids) id = position < 0 ? -1 : host::physical_expert(map, layer, id, position);
+      s.router.route(row_of(view, layer, first + i), &s.y[i * w.out], bias, map, ids, weights);
     }
   });
   count_expert_load(layer, map.num_physical, view, act.topk_id);
@@ -421,8 +419,11 @@ Result<std::unique_ptr<Backend>> make_ref_backend(const BackendOptions& options)
     return error(ErrorCode::kInvalidArgument,
                  fmt::format("cpu_threads {}: must be 0 (all cores) or more", options.num_threads));
   }
-  return std::unique_ptr<Backend>(
-      std::make_unique<RefBackend>(options.num_threads, options.fp8_activations == "dynamic", options.batch_invariant));
+  MANTA_ASSIGN(const host::RoutingSimulation simulation, host::parse_routing_simulation(options.routing_simulation));
+  auto out =
+      std::make_unique<RefBackend>(options.num_threads, options.fp8_activations == "dynamic", options.batch_invariant);
+  out->simulate_routing(simulation);
+  return std::unique_ptr<Backend>(std::move(out));
 }
 
 }  // namespace manta::backend::ref
