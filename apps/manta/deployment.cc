@@ -3,13 +3,9 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <csignal>
-#include <cstdio>
-#include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <utility>
 
 #include "base/log.h"
 #include "manta/engine_parts.h"
@@ -18,7 +14,6 @@ namespace manta {
 namespace {
 
 using nlohmann::json;
-using Clock = std::chrono::steady_clock;
 
 // Draining ends by itself when shutdown_timeout is 0 (wait for the streams); this only guards against a stuck child.
 constexpr std::chrono::hours kNoTimeout{24};
@@ -32,56 +27,49 @@ std::string draw_prefix() {
 
 }  // namespace
 
-Deployment::Deployment(Settings settings)
-    : settings_(std::move(settings)),
+Deployment::Deployment(boost::asio::io_context& io, DeploymentOptions options, DeploymentEvents events)
+    : io_(io),
+      options_(std::move(options)),
+      events_(std::move(events)),
       prefix_(draw_prefix()),
       coordinator_(prefix_ + "-coordinator"),
-      signals_(io_, SIGINT, SIGTERM),
-      start_timer_(io_),
-      started_(Clock::now()) {}
+      start_timer_(io) {}
 
-int Deployment::run() {
-  std::signal(SIGPIPE, SIG_IGN);
-  signals_.async_wait([this](boost::system::error_code ec, int signal) {
-    if (!ec) on_signal(signal);
-  });
+Status Deployment::start() {
   cluster::SupervisorEvents events;
   events.on_status = [this](const std::string& name, const std::string& line) { on_status(name, line); };
-  events.on_started = [this](const std::string& name, pid_t) { ready_.erase(name); };
-  events.on_give_up = [this](const Error& e) {
-    spdlog::error("{}; stopping", e.message);
-    stop(1);
+  events.on_started = [this](const std::string& name, pid_t) {
+    ready_.erase(name);
+    tell_stage(name, "starting");
   };
+  events.on_give_up = [this](const Error& e) { events_.on_give_up(e); };
   supervisor_ = std::make_unique<cluster::Supervisor>(io_, std::move(events));
-  const Status started = start_children();
-  if (!started.ok()) {
-    spdlog::error("{}", started.error().message);
-    return 1;
-  }
-  follow_membership();
-  watch_start();
-  io_.run();
-  return exit_code_;
-}
-
-Status Deployment::start_children() {
-  MANTA_TRY(start_child("coordinator", {"coordinator", "--listen", coordinator_}, kStopCoordinator));
-  for (int rank = 0; rank < settings_.data_parallel_size; ++rank) {
+  const std::string& role = options_.role;
+  MANTA_TRY(start_child("coordinator", {"coordinator", "--role", role, "--listen", coordinator_}, kStopCoordinator));
+  for (int rank = 0; rank < settings().data_parallel_size; ++rank) {
     MANTA_TRY(start_child(fmt::format("engine {}", rank),
-                          {"engine", "--role", "mixed", "--rank", std::to_string(rank), "--listen",
+                          {"engine", "--role", role, "--rank", std::to_string(rank), "--listen",
                            fmt::format("{}-engine-{}", prefix_, rank), "--coordinator", coordinator_},
                           kStopEngines));
   }
-  return start_child("api", {"api", "--coordinator", coordinator_}, kStopApi);
+  MANTA_TRY(start_child("api", {"api", "--role", role, "--coordinator", coordinator_}, kStopApi));
+  follow_membership();
+  watch_start();
+  return {};
+}
+
+std::string Deployment::full_name(const std::string& child) const {
+  return options_.role == "mixed" ? child : options_.role + " " + child;
 }
 
 Status Deployment::start_child(const std::string& name, std::vector<std::string> args, int stop_order) {
   cluster::ChildPlan plan;
-  plan.name = name;
+  plan.name = full_name(name);
   plan.command.args = std::move(args);
-  plan.command.settings = to_json(settings_);
+  plan.command.settings = to_json(settings());
+  plan.command.env = options_.env;
   plan.stop_order = stop_order;
-  children_.push_back(name);
+  children_.push_back(plan.name);
   return supervisor_->start(std::move(plan));
 }
 
@@ -107,16 +95,15 @@ void Deployment::follow_membership() {
 
 // A start that hangs must not hang in silence: after engine_ready_timeout_s it is named and given up.
 void Deployment::watch_start() {
-  start_timer_.expires_after(std::chrono::seconds(settings_.engine_ready_timeout_s));
+  start_timer_.expires_after(std::chrono::seconds(settings().engine_ready_timeout_s));
   start_timer_.async_wait([this](boost::system::error_code ec) {
     if (ec || stopping_) return;
     std::string missing;
     for (const auto& name : children_) {
       if (!ready_.contains(name)) missing += (missing.empty() ? "" : ", ") + name;
     }
-    spdlog::error("not ready after {} s (engine_ready_timeout_s): {}; stopping", settings_.engine_ready_timeout_s,
-                  missing);
-    stop(1);
+    events_.on_give_up({ErrorCode::kDeadlineExceeded, fmt::format("not ready after {} s (engine_ready_timeout_s): {}",
+                                                                  settings().engine_ready_timeout_s, missing)});
   });
 }
 
@@ -125,79 +112,28 @@ void Deployment::on_status(const std::string& name, const std::string& json_line
   if (!line.is_object()) return;
   const std::string event = line.value("event", "");
   const std::string text = line.value("text", "");
+  if (event == "progress") tell_stage(name, text);
   if (event != "ready") return;
   ready_[name] = text;
-  if (ready_.size() == children_.size()) print_ready();
-}
-
-void Deployment::print_ready() {
+  tell_stage(name, "ready");
+  if (ready_.size() < children_.size()) return;
   start_timer_.cancel();
-  if (std::exchange(announced_, true)) {
-    spdlog::info("all processes are ready again");
-    return;
-  }
-  const double seconds = std::chrono::duration<double>(Clock::now() - started_).count();
-  const std::string url = ready_.at("api");
-  write_ready_file(url);
-  fmt::print("\nmanta {} serves {} after {:.2f} s\n", MANTA_VERSION, settings_.model, seconds);
-  const json engine = json::parse(ready_.at("engine 0"), nullptr, false);
-  fmt::print("  engines      {} x {}\n", settings_.data_parallel_size, engine.value("device", "?"));
-  fmt::print("  cache        {} blocks of {} tokens each\n", engine.value("num_blocks", 0),
-             engine.value("block_size", 0));
-  const json memory = engine.value("memory", json::object());
-  for (const auto& [item, bytes] : memory.items()) {
-    fmt::print("  memory       {:<12} {:>9.1f} MiB\n", item, bytes.get<double>() / (1 << 20));
-  }
-  const std::string model = settings_.served_model_name.empty() ? settings_.model : settings_.served_model_name[0];
-  fmt::print("  API          {}/v1\n\ntry it:\n", url);
-  fmt::print(
-      "  curl -N {}/v1/chat/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"stream\": "
-      "true, \"messages\": [{{\"role\": \"user\", \"content\": \"What is the capital of France?\"}}]}}'\n\n",
-      url, model);
-  std::fflush(stdout);
+  events_.on_ready();
 }
 
-// Whoever waits for the file finds it whole: it is written beside it and renamed.
-void Deployment::write_ready_file(const std::string& url) {
-  if (!settings_.ready_file) return;
-  const std::string& path = *settings_.ready_file;
-  const std::string half = path + ".tmp";
-  std::ofstream file(half);
-  file << json{{"url", url}, {"pid", ::getpid()}}.dump() << '\n';
-  file.close();
-  if (!file || std::rename(half.c_str(), path.c_str()) != 0) {
-    spdlog::error("--ready-file {}: cannot be written: {}; stopping", path, std::strerror(errno));
-    stop(1);
-  }
+void Deployment::tell_stage(const std::string& name, const std::string& stage) {
+  if (events_.on_stage) events_.on_stage(name, stage);
 }
 
-void Deployment::on_signal(int signal) {
-  if (stopping_) {
-    spdlog::warn("second signal: leaving without draining");
-    supervisor_ = nullptr;  // kills the children
-    exit_code_ = 1;
-    io_.stop();
-    return;
-  }
-  spdlog::info("{}: draining; once more to leave at once", signal == SIGINT ? "Ctrl-C" : "SIGTERM");
-  signals_.async_wait([this](boost::system::error_code ec, int again) {
-    if (!ec) on_signal(again);
-  });
-  stop(0);
-}
-
-void Deployment::stop(int exit_code) {
+void Deployment::stop(bool failed, std::function<void()> done) {
   if (std::exchange(stopping_, true)) return;
-  exit_code_ = exit_code;
+  start_timer_.cancel();
   link_ = nullptr;
   using std::chrono::milliseconds;
-  milliseconds patience = settings_.shutdown_timeout > 0 ? milliseconds(1000 * settings_.shutdown_timeout + 5000)
-                                                         : std::chrono::duration_cast<milliseconds>(kNoTimeout);
-  if (exit_code != 0) patience = milliseconds(5000);  // nothing to finish for a deployment that failed
-  supervisor_->stop(patience, [this] {
-    spdlog::info("all processes have ended");
-    io_.stop();
-  });
+  milliseconds patience = settings().shutdown_timeout > 0 ? milliseconds(1000 * settings().shutdown_timeout + 5000)
+                                                          : std::chrono::duration_cast<milliseconds>(kNoTimeout);
+  if (failed) patience = milliseconds(5000);
+  supervisor_->stop(patience, std::move(done));
 }
 
 }  // namespace manta

@@ -1,53 +1,69 @@
-// What `manta serve` runs on this node: a coordinator, the DP ranks, the api process; started in order, supervised,
-// drained on SIGTERM or Ctrl-C.
+// One deployment on this node: a coordinator, the DP ranks, the api process; started in order, supervised, drained.
+// Its owner runs the loop, takes the signals and tells people: `manta serve` has one deployment, `manta up` several.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "base/env.h"
 #include "base/settings.h"
 #include "cluster/link.h"
 #include "cluster/supervisor.h"
 
 namespace manta {
 
+struct DeploymentOptions {
+  std::string role = "mixed";  // prefill, decode or mixed
+  Settings settings;
+  EnvMap env;  // of its processes, on top of this process's own
+};
+
+struct DeploymentEvents {
+  std::function<void()> on_ready;                // all processes are ready; again when that is so after a restart
+  std::function<void(const Error&)> on_give_up;  // once; the owner should stop()
+  // What a child says of itself: "starting", a stage of its loading, "ready", "restarting".
+  std::function<void(const std::string& child, const std::string& stage)> on_stage;
+};
+
 class Deployment {
  public:
-  explicit Deployment(Settings settings);
-  // Until asked to stop. Returns the process's exit code.
-  int run();
+  Deployment(boost::asio::io_context& io, DeploymentOptions options, DeploymentEvents events);
+
+  Status start();
+  // Drains; done runs when all processes have ended. failed: nothing worth waiting for.
+  void stop(bool failed, std::function<void()> done);
+
+  const Settings& settings() const { return options_.settings; }
+  const std::string& coordinator() const { return coordinator_; }         // address
+  const std::vector<std::string>& children() const { return children_; }  // names, as on_stage has them
+  // Once ready.
+  std::string url() const { return ready_.at(full_name("api")); }
+  std::string engine_summary() const { return ready_.at(full_name("engine 0")); }  // JSON, see engine_parts.h
 
  private:
-  Status start_children();
+  std::string full_name(const std::string& child) const;
   Status start_child(const std::string& name, std::vector<std::string> args, int stop_order);
   void follow_membership();
   void watch_start();
   void on_status(const std::string& name, const std::string& json_line);
-  void on_signal(int signal);
-  void stop(int exit_code);
-  void print_ready();
-  void write_ready_file(const std::string& url);
+  void tell_stage(const std::string& name, const std::string& stage);
 
-  Settings settings_;
-  std::string prefix_;       // of this deployment's socket names
-  std::string coordinator_;  // address
-  boost::asio::io_context io_;
-  boost::asio::signal_set signals_;
+  boost::asio::io_context& io_;
+  const DeploymentOptions options_;
+  DeploymentEvents events_;
+  const std::string prefix_;       // of this deployment's socket names
+  const std::string coordinator_;  // address
   boost::asio::steady_timer start_timer_;
   std::unique_ptr<cluster::Supervisor> supervisor_;
   std::unique_ptr<cluster::Link> link_;
   std::map<std::string, std::string> ready_;  // by child: what it said when it became ready
   std::vector<std::string> children_;
-  std::chrono::steady_clock::time_point started_;
-  bool announced_ = false;
   bool stopping_ = false;
-  int exit_code_ = 0;
 };
 
 }  // namespace manta

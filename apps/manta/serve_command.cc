@@ -1,15 +1,111 @@
 #include <fmt/format.h>
-#include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/log.h"
 #include "base/settings.h"
 #include "manta/commands.h"
 #include "manta/deployment.h"
 #include "manta/model_source.h"
+#include "manta/ready.h"
+#include "manta/stop_signals.h"
 
 namespace manta {
+namespace {
+
+using nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+// One deployment in the foreground, until it is asked to stop.
+class Serve {
+ public:
+  explicit Serve(Settings settings)
+      : signals_(
+            io_, [this] { stop(0); }, [this] { leave(); }),
+        deployment_(std::make_unique<Deployment>(io_, DeploymentOptions{.settings = std::move(settings)}, events())) {}
+
+  int run() {
+    const Status started = deployment_->start();
+    if (!started.ok()) {
+      spdlog::error("{}", started.error().message);
+      return 1;
+    }
+    io_.run();
+    return exit_code_;
+  }
+
+ private:
+  DeploymentEvents events() {
+    DeploymentEvents events;
+    events.on_ready = [this] { on_ready(); };
+    events.on_give_up = [this](const Error& e) {
+      spdlog::error("{}; stopping", e.message);
+      stop(1);
+    };
+    return events;
+  }
+
+  void on_ready();
+  void print_ready() const;
+
+  void stop(int exit_code) {
+    if (std::exchange(stopping_, true)) return;
+    exit_code_ = exit_code;
+    deployment_->stop(exit_code != 0, [this] {
+      spdlog::info("all processes have ended");
+      io_.stop();
+    });
+  }
+
+  void leave() {
+    deployment_ = nullptr;  // kills the children
+    exit_code_ = 1;
+    io_.stop();
+  }
+
+  boost::asio::io_context io_;
+  StopSignals signals_;
+  std::unique_ptr<Deployment> deployment_;
+  const Clock::time_point started_ = Clock::now();
+  bool announced_ = false;
+  bool stopping_ = false;
+  int exit_code_ = 0;
+};
+
+void Serve::on_ready() {
+  if (std::exchange(announced_, true)) {
+    spdlog::info("all processes are ready again");
+    return;
+  }
+  const Status written = write_ready_file(deployment_->settings(), deployment_->url());
+  if (!written.ok()) {
+    spdlog::error("{}; stopping", written.error().message);
+    stop(1);
+    return;
+  }
+  print_ready();
+}
+
+void Serve::print_ready() const {
+  const Settings& settings = deployment_->settings();
+  const double seconds = std::chrono::duration<double>(Clock::now() - started_).count();
+  fmt::print("\nmanta {} serves {} after {:.2f} s\n", MANTA_VERSION, settings.model, seconds);
+  const json engine = json::parse(deployment_->engine_summary(), nullptr, false);
+  fmt::print("  engines      {} x {}\n", settings.data_parallel_size, engine.value("device", "?"));
+  fmt::print("  cache        {} blocks of {} tokens each\n", engine.value("num_blocks", 0),
+             engine.value("block_size", 0));
+  const json memory = engine.value("memory", json::object());
+  for (const auto& [item, bytes] : memory.items()) {
+    fmt::print("  memory       {:<12} {:>9.1f} MiB\n", item, bytes.get<double>() / (1 << 20));
+  }
+  print_api(deployment_->url(), settings.served_model_name.empty() ? settings.model : settings.served_model_name[0]);
+}
+
+}  // namespace
 
 namespace {
 
@@ -49,7 +145,7 @@ int run_serve(const Args& args) {
     spdlog::error("{}", settings.error().message);
     return 2;
   }
-  return Deployment(std::move(*settings)).run();
+  return Serve(std::move(*settings)).run();
 }
 
 }  // namespace manta

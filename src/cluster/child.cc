@@ -75,7 +75,7 @@ Result<Pipe> make_pipe() {
 }
 
 // After fork: only async-signal-safe calls. Moves the three descriptors to their numbers and becomes the child.
-[[noreturn]] void become(char* const argv[], int settings, int lifeline, int status, pid_t parent) {
+[[noreturn]] void become(char* const argv[], char* const envp[], int settings, int lifeline, int status, pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(127);  // it died before the line above
   ::setpgid(0, 0);                          // Ctrl-C in a terminal is for the parent, which then drains us
@@ -92,8 +92,24 @@ Result<Pipe> make_pipe() {
   sigset_t none;
   sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
-  ::execv("/proc/self/exe", argv);
+  ::execve("/proc/self/exe", argv, envp);
   ::_exit(127);
+}
+
+// The strings, then a null, as exec wants them.
+std::vector<char*> pointers(std::vector<std::string>& strings) {
+  std::vector<char*> out;
+  for (std::string& one : strings) out.push_back(one.data());
+  out.push_back(nullptr);
+  return out;
+}
+
+std::vector<std::string> child_environment(const EnvMap& on_top) {
+  EnvMap env = on_top;
+  env.merge(read_environment());  // does not overwrite
+  std::vector<std::string> out;
+  for (const auto& [name, value] : env) out.push_back(fmt::format("{}={}", name, value));
+  return out;
 }
 
 int open_pidfd(pid_t pid) {
@@ -185,14 +201,13 @@ Result<std::unique_ptr<Child>> spawn_child(asio::io_context& io, const ChildComm
   MANTA_ASSIGN(Pipe status, make_pipe());
   std::vector<std::string> args = command.args;
   args.insert(args.begin(), "manta");
-  std::vector<char*> argv;
-  for (std::string& arg : args) argv.push_back(arg.data());
-  argv.push_back(nullptr);
+  std::vector<std::string> env = child_environment(command.env);
+  const std::vector<char*> argv = pointers(args), envp = pointers(env);
 
   const pid_t parent = ::getpid();
   const pid_t pid = ::fork();
   if (pid < 0) return system_error("fork");
-  if (pid == 0) become(argv.data(), settings.get(), lifeline.read.get(), status.write.get(), parent);
+  if (pid == 0) become(argv.data(), envp.data(), settings.get(), lifeline.read.get(), status.write.get(), parent);
   Fd pidfd(open_pidfd(pid));
   if (pidfd.get() < 0) {
     const Error e = system_error("pidfd_open");

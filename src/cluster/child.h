@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "base/env.h"
 #include "base/result.h"
 
 namespace boost::asio {
@@ -27,6 +28,7 @@ inline constexpr int kStatusFd = 5;
 struct ChildCommand {
   std::vector<std::string> args;  // after the binary: {"engine", "--role", "decode", "--rank", "3"}
   std::string settings;           // read by the child from kSettingsFd
+  EnvMap env;                     // on top of this process's own environment
 };
 
 class Child {

@@ -1,0 +1,36 @@
+#include "manta/ready.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+namespace manta {
+
+void print_api(const std::string& url, const std::string& model) {
+  fmt::print("  API          {}/v1\n\ntry it:\n", url);
+  fmt::print(
+      "  curl -N {}/v1/chat/completions -H 'Content-Type: application/json' -d '{{\"model\": \"{}\", \"stream\": "
+      "true, \"messages\": [{{\"role\": \"user\", \"content\": \"What is the capital of France?\"}}]}}'\n\n",
+      url, model);
+  std::fflush(stdout);
+}
+
+// Written beside it and renamed.
+Status write_ready_file(const Settings& settings, const std::string& url) {
+  if (!settings.ready_file) return {};
+  const std::string& path = *settings.ready_file;
+  const std::string half = path + ".tmp";
+  std::ofstream file(half);
+  file << nlohmann::json{{"url", url}, {"pid", ::getpid()}}.dump() << '\n';
+  file.close();
+  if (file && std::rename(half.c_str(), path.c_str()) == 0) return {};
+  return error(ErrorCode::kUnavailable,
+               fmt::format("--ready-file {}: cannot be written: {}", path, std::strerror(errno)));
+}
+
+}  // namespace manta
