@@ -118,9 +118,8 @@ Result<std::unique_ptr<ExpertTransport>> make_transport(const TransportOptions& 
 
 // All experts on this rank. Rounds to the wire dtype as the real ones do.
 std::unique_ptr<ExpertTransport> make_loopback_transport(ExpertLayout layout);
-// shm, tcp and auto.
-Result<std::unique_ptr<ExpertTransport>> make_group_transport(const TransportOptions& options);
-// Holds back what `inner` brings by `delay`, parked.
+// Rows become visible to the finishes `delay` after this rank's starts, whatever is under it. The wait takes no CPU, so
+// what another microbatch computes meanwhile is hidden time.
 std::unique_ptr<ExpertTransport> make_delay_transport(std::unique_ptr<ExpertTransport> inner,
                                                       std::chrono::microseconds delay);
 

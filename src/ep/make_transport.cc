@@ -1,22 +1,18 @@
 #include <fmt/format.h>
 
-#include <thread>
+#include <algorithm>
+#include <condition_variable>
+#include <mutex>
+#include <utility>
+#include <vector>
 
 #include "ep/expert_transport.h"
+#include "ep/group/group_transport.h"
 
 namespace manta::ep {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// Holds back what the others sent: a finish half returns no sooner than the delay after its own start half. Ranks start
-// a half at about the same time, so that is when their rows would have come over a wire of that latency.
-class DelayHandle : public DispatchHandle {
- public:
-  explicit DelayHandle(DispatchHandle& of) : inner(of) {}
-  DispatchHandle& inner;
-  Clock::time_point visible;
-};
 
 class DelayTransport : public ExpertTransport {
  public:
@@ -30,43 +26,55 @@ class DelayTransport : public ExpertTransport {
   }
   Status configure(const EpTopology& topology, const MoeShape& shape, int max_num_tokens,
                    int num_microbatches) override {
-    handles_.clear();
     MANTA_TRY(inner_->configure(topology, shape, max_num_tokens, num_microbatches));
-    for (int m = 0; m < num_microbatches; ++m) handles_.push_back(std::make_unique<DelayHandle>(inner_->handle(m)));
+    started_.assign(num_microbatches, {});
+    const std::lock_guard lock(mutex_);
+    epoch_ = topology.epoch;
     return {};
   }
-  DispatchHandle& handle(int microbatch) override { return *handles_.at(microbatch); }
+  DispatchHandle& handle(int microbatch) override { return inner_->handle(microbatch); }
   void dispatch_start(Lane& lane, DispatchHandle& handle, const Routed& routed) override {
-    inner_->dispatch_start(lane, start(handle), routed);
+    inner_->dispatch_start(lane, handle, routed);
+    started(handle) = Clock::now();
   }
   void dispatch_finish(Lane& lane, DispatchHandle& handle, ExpertBatch& batch) override {
-    inner_->dispatch_finish(lane, finish(handle), batch);
+    wait_for_rows(handle);
+    inner_->dispatch_finish(lane, handle, batch);
   }
   void combine_start(Lane& lane, DispatchHandle& handle, const ExpertBatch& batch) override {
-    inner_->combine_start(lane, start(handle), batch);
+    inner_->combine_start(lane, handle, batch);
+    started(handle) = Clock::now();
   }
   void combine_finish(Lane& lane, DispatchHandle& handle, Tensor out) override {
-    inner_->combine_finish(lane, finish(handle), out);
+    wait_for_rows(handle);
+    inner_->combine_finish(lane, handle, out);
   }
-  void abort(Epoch epoch) override { inner_->abort(epoch); }
+  void abort(Epoch epoch) override {
+    inner_->abort(epoch);
+    const std::lock_guard lock(mutex_);
+    aborted_below_ = std::max(aborted_below_, epoch);
+    aborted_.notify_all();
+  }
   Traffic traffic() const override { return inner_->traffic(); }
   Status status() const override { return inner_->status(); }
 
  private:
-  DispatchHandle& start(DispatchHandle& handle) {
-    auto& h = static_cast<DelayHandle&>(handle);
-    h.visible = Clock::now() + delay_;
-    return h.inner;
+  Clock::time_point& started(DispatchHandle& handle) {
+    size_t microbatch = 0;
+    while (&inner_->handle(static_cast<int>(microbatch)) != &handle) ++microbatch;
+    return started_[microbatch];
   }
-  DispatchHandle& finish(DispatchHandle& handle) {
-    auto& h = static_cast<DelayHandle&>(handle);
-    std::this_thread::sleep_until(h.visible);
-    return h.inner;
+  void wait_for_rows(DispatchHandle& handle) {
+    std::unique_lock lock(mutex_);
+    aborted_.wait_until(lock, started(handle) + delay_, [this] { return epoch_ < aborted_below_; });
   }
 
-  std::unique_ptr<ExpertTransport> inner_;
+  const std::unique_ptr<ExpertTransport> inner_;
   const std::chrono::microseconds delay_;
-  std::vector<std::unique_ptr<DelayHandle>> handles_;
+  std::vector<Clock::time_point> started_;  // by microbatch, the half in flight
+  std::mutex mutex_;
+  std::condition_variable aborted_;
+  Epoch epoch_, aborted_below_;
 };
 
 }  // namespace
@@ -77,11 +85,17 @@ std::unique_ptr<ExpertTransport> make_delay_transport(std::unique_ptr<ExpertTran
 }
 
 Result<std::unique_ptr<ExpertTransport>> make_transport(const TransportOptions& options) {
+  const ExpertLayout layout = options.layout.value_or(ExpertLayout::kContiguous);
+  using Reach = GroupTransport::Reach;
   std::unique_ptr<ExpertTransport> made;
   if (options.kind == "loopback") {
-    made = make_loopback_transport(options.layout.value_or(ExpertLayout::kContiguous));
-  } else if (options.kind == "shm" || options.kind == "tcp" || options.kind == "auto") {
-    MANTA_ASSIGN(made, make_group_transport(options));
+    made = make_loopback_transport(layout);
+  } else if (options.kind == "shm") {
+    made = std::make_unique<GroupTransport>(Reach::kShared, layout, options);
+  } else if (options.kind == "tcp") {
+    made = std::make_unique<GroupTransport>(Reach::kTcp, layout, options);
+  } else if (options.kind == "auto") {
+    made = std::make_unique<GroupTransport>(Reach::kBoth, layout, options);
   } else {
     return error(ErrorCode::kInvalidArgument,
                  fmt::format("expert transport {}: there are loopback, shm, tcp and auto", options.kind));
