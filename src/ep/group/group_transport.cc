@@ -185,6 +185,7 @@ Status GroupTransport::form(const EpTopology& topology, const GroupShape& shape)
 void GroupTransport::leave() {
   if (service_) service_->serve(nullptr);
   handles_.clear();
+  cut_short_ = false;
   std::shared_ptr<Group> group;
   const std::lock_guard lock(mutex_);
   group = std::move(group_);
@@ -206,6 +207,7 @@ void GroupTransport::abort(Epoch epoch) {
 
 Status GroupTransport::status() const {
   const std::lock_guard lock(mutex_);
+  if (group_ && !cut_short_) return {};
   return group_ ? group_->status() : Status(error(ErrorCode::kFailedPrecondition, "expert transport: not configured"));
 }
 
@@ -245,11 +247,11 @@ void GroupTransport::dispatch_start(Lane& lane, DispatchHandle& handle, const Ro
   Group& group = *group_;
   h.live = false;
   group.at("dispatch_start", routed.layer);
-  if (group.failed()) return;
-  if (const Status bound = bind(h, routed); !bound.ok()) {
-    group.fail_and_leave(error(bound.error().code, fmt::format("{}: {}", group.position(), bound.error().message)));
+  if (group.failed()) {
+    cut_short_ = true;
     return;
   }
+  if (const Status bound = bind(h, routed); !bound.ok()) return fault(h, bound);
   h.live = true;
   ++h.round;
   const GroupShape& s = group.shape();
@@ -320,7 +322,15 @@ bool GroupTransport::wait(WaitWord& word, Handle& h, Half half) {
                        fmt::format("EP rank {} did not arrive within {} ms; epoch {}, {}", missing(h, half),
                                    options_.wait_deadline.count(), group_->epoch().value, group_->position())));
   }
-  return outcome == WaitWord::Outcome::kArrived && !group_->failed();
+  if (outcome != WaitWord::Outcome::kArrived) cut_short_ = true;
+  return outcome == WaitWord::Outcome::kArrived;
+}
+
+// This rank cannot go on; the others must not wait for it.
+void GroupTransport::fault(Handle& h, const Status& why) {
+  h.live = false;
+  cut_short_ = true;
+  group_->fail_and_leave(error(why.error().code, fmt::format("{}: {}", group_->position(), why.error().message)));
 }
 
 std::string GroupTransport::missing(const Handle& h, Half half) const {
@@ -388,10 +398,7 @@ void GroupTransport::dispatch_finish(Lane& lane, DispatchHandle& handle, ExpertB
   if (h.live) {
     Status status = sources(h, h.sources);
     if (status.ok()) status = h.assembly.assign(h.sources);
-    if (!status.ok()) {
-      h.live = false;
-      group.fail_and_leave(error(status.error().code, fmt::format("{}: {}", group.position(), status.error().message)));
-    }
+    if (!status.ok()) fault(h, status);
   }
   h.assembly.copy(lane, static_cast<char*>(h.hidden.data));
   batch = {};
@@ -488,10 +495,7 @@ void GroupTransport::combine_finish(Lane& lane, DispatchHandle& handle, Tensor o
   group.at("combine_finish", h.routed.layer);
   if (!h.live || !wait(group.own().mailbox(h.microbatch).combined, h, Half::kCombine)) return;
   h.live = false;
-  if (const Status status = locate_outputs(h); !status.ok()) {
-    group.fail_and_leave(error(status.error().code, fmt::format("{}: {}", group.position(), status.error().message)));
-    return;
-  }
+  if (const Status status = locate_outputs(h); !status.ok()) return fault(h, status);
   assert(out.dtype == DType::kF32 && out.shape[0] >= h.num_tokens && out.shape[1] == s.moe.hidden_size);
   lane.parallel_for(h.num_tokens, grain_of(s.row_bytes() * s.moe.num_experts_per_tok), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

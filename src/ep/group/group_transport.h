@@ -9,6 +9,7 @@
 // peer's next dispatch_start, which came after its combine_finish.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -51,6 +52,7 @@ class GroupTransport : public ExpertTransport {
   void send_tcp_rows(Handle& h);
   void return_tcp_rows(Handle& h);
   bool wait(WaitWord& word, Handle& h, Half half);
+  void fault(Handle& h, const Status& why);
   std::string missing(const Handle& h, Half half) const;
   Status sources(Handle& h, std::vector<RowSource>& out);
   Status locate_outputs(Handle& h);
@@ -63,6 +65,7 @@ class GroupTransport : public ExpertTransport {
   mutable std::mutex mutex_;  // of the two below: abort() and status() come from any thread
   std::shared_ptr<Group> group_;
   Epoch aborted_below_;
+  std::atomic<bool> cut_short_{false};  // a half could not do its work: only then does a lost peer matter
 
   // The steps' thread.
   std::vector<std::unique_ptr<Handle>> handles_;

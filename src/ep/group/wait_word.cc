@@ -37,11 +37,11 @@ void WaitWord::arrive(uint32_t expected) {
 WaitWord::Outcome WaitWord::wait(uint32_t expected, Deadline deadline) {
   while (true) {
     const uint32_t value = word_.load(std::memory_order_acquire);
-    if (value & kPoison) return Outcome::kPoisoned;
-    if (value >= expected) {
+    if ((value & ~kPoison) >= expected) {  // even from one that has left since: what it brought is there
       word_.fetch_sub(expected, std::memory_order_relaxed);
       return Outcome::kArrived;
     }
+    if (value & kPoison) return Outcome::kPoisoned;
     if (deadline && std::chrono::steady_clock::now() >= *deadline) return Outcome::kTimedOut;
     park(word_, value, deadline);
   }
