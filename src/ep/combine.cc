@@ -8,8 +8,9 @@
 // of them: contraction to one would make the last bit depend on the CPU.
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && \
     !defined(__SANITIZE_THREAD__)
-#define MANTA_COMBINE_CLONES \
-  __attribute__((target_clones("avx512f", "avx2", "default"), optimize("O3", "fp-contract=off")))
+#define MANTA_COMBINE_CLONES                                  \
+  __attribute__((target_clones("avx512f", "avx2", "default"), \
+                 optimize("O2", "tree-vectorize", "no-loop-unroll-and-jam", "fp-contract=off")))
 #else
 #define MANTA_COMBINE_CLONES
 #endif
@@ -19,7 +20,7 @@ namespace manta::ep {
 namespace {
 
 // Columns that are summed over all rows before the next ones: their sums stay in registers.
-constexpr int64_t kBlock = 64;
+constexpr int64_t kBlock = 128;
 
 inline float widen(float x) {
   return x;
