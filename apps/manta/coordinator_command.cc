@@ -5,6 +5,7 @@
 #include "cluster/child.h"
 #include "cluster/coordinator.h"
 #include "manta/child_process.h"
+#include "manta/engine_parts.h"
 
 namespace manta {
 
@@ -17,10 +18,11 @@ int run_coordinator(const Args& args) {
   boost::asio::io_context io;
   cluster::follow_parent(io);
   const auto ms = [](double seconds) { return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000)); };
-  cluster::Deadlines deadlines;
-  deadlines.rank = ms(settings->rank_deadline_s);
-  deadlines.step = ms(settings->step_deadline_s);
-  const auto coordinator = cluster::Coordinator::open(io, arguments->listen, deadlines);
+  cluster::CoordinatorOptions options;
+  options.deadlines.rank = ms(settings->rank_deadline_s);
+  options.deadlines.step = ms(settings->step_deadline_s);
+  options.group_size = expert_group_size(*settings);
+  const auto coordinator = cluster::Coordinator::open(io, arguments->listen, options);
   if (!coordinator.ok()) return fail_child(coordinator.error());
   report_event("ready", (*coordinator)->address());
 

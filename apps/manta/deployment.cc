@@ -80,7 +80,11 @@ void Deployment::follow_membership() {
   link.join.self.role = cluster::Role::kSupervisor;
   link.join.self.pid = ::getpid();
   link.join.self.host = host_name();
-  link.heartbeat = [] { return cluster::Heartbeat{cluster::State::kReady, {}, 0, 0}; };
+  link.heartbeat = [] {
+    cluster::Heartbeat beat;
+    beat.state = cluster::State::kReady;
+    return beat;
+  };
   link.on_membership = [this](Epoch, const cluster::Membership& membership) {
     if (stopping_) return;
     for (const auto& departure : membership.departures) {

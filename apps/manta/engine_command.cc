@@ -44,6 +44,7 @@ class EngineProcess {
     options.listen = arguments_.listen;
     options.coordinator = arguments_.coordinator;
     options.host = host_name();
+    options.group_size = expert_group_size(settings_);
     options.shared_config = shared_settings(settings_);
     options.log_stats = !settings_.disable_log_stats;
     options.on_refused = [this](const std::string& reason) {
@@ -63,6 +64,7 @@ class EngineProcess {
     const auto progress = arguments_.rank == 0 ? model::print_progress(stderr, "loading weights") : nullptr;
     MANTA_ASSIGN(EngineParts parts, make_engine_parts(settings_, arguments_.rank, progress));
     engine::Welcome welcome = parts.welcome;
+    parts.options.on_serving = [summary = parts.summary] { report_event("ready", summary); };
     engine::Engine engine(
         parts.options, std::move(parts.scheduler), std::move(parts.executor), std::move(parts.grammars),
         [this](uint64_t client, engine::Outputs&& outputs) { server_->deliver(client, std::move(outputs)); });
@@ -71,7 +73,6 @@ class EngineProcess {
       if (draining_) engine.drain();
     });
     server_->ready(engine, std::move(welcome));
-    report_event("ready", parts.summary);
     const Status status = engine.run();
     // The io thread must let go of the engine before it is destroyed here.
     release_engine();

@@ -51,7 +51,7 @@ int threads_per_engine(const Settings& s) {
   return std::max(1, num_cores / static_cast<int>(s.data_parallel_size_local.value_or(s.data_parallel_size)));
 }
 
-Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, model::ProgressFn progress) {
+Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, int rank, model::ProgressFn progress) {
   exec::LocalExecutorOptions options;
   options.model = s.model;
   options.hf_overrides = s.hf_overrides.text;
@@ -72,6 +72,15 @@ Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, m
   options.max_in_flight = s.async_scheduling ? 2 : 1;
   options.num_blocks = static_cast<int>(s.num_gpu_blocks_override.value_or(0));
   options.cache_bytes = static_cast<size_t>(s.kv_cache_memory_bytes.value_or(0));
+  if (expert_group_size(s) > 0) {
+    options.ep_rank = rank;
+    options.ep_size = expert_group_size(s);
+    options.transport.kind = "auto";
+    options.transport.interface = s.socket_ifname.value_or("");
+    options.max_tokens_per_round = static_cast<int>(s.moe_dp_chunk_size);
+    options.num_redundant_experts = static_cast<int>(s.eplb_config.num_redundant_experts);
+  }
+  options.num_microbatches = s.enable_dbo ? 2 : 1;
   options.num_local_ranks = static_cast<int>(s.data_parallel_size_local.value_or(s.data_parallel_size));
   options.progress = std::move(progress);
   return exec::make_local_executor(std::move(options));
@@ -132,7 +141,7 @@ Result<std::unique_ptr<sample::GrammarCompiler>> make_grammar_compiler(const std
 Result<EngineParts> make_engine_parts(const Settings& settings, int rank, model::ProgressFn progress) {
   EngineParts parts;
   MANTA_ASSIGN(parts.executor, settings.executor == "fake" ? make_fake_executor(settings)
-                                                           : make_model_executor(settings, std::move(progress)));
+                                                           : make_model_executor(settings, rank, std::move(progress)));
   const exec::ExecutorInfo& info = parts.executor->info();
   MANTA_ASSIGN(parts.scheduler, make_scheduler(settings, info));
   parts.options.rank = rank;
@@ -145,6 +154,10 @@ Result<EngineParts> make_engine_parts(const Settings& settings, int rank, model:
   parts.welcome = make_welcome(settings, info, rank);
   parts.summary = make_summary(info);
   return parts;
+}
+
+int expert_group_size(const Settings& s) {
+  return s.enable_expert_parallel && s.data_parallel_size > 1 ? static_cast<int>(s.data_parallel_size) : 0;
 }
 
 std::string host_name() {

@@ -23,6 +23,8 @@ struct EngineParts {
 
 // progress: of loading the weights; called from the thread that loads.
 Result<EngineParts> make_engine_parts(const Settings& settings, int rank, model::ProgressFn progress);
+// Ranks that step together because each has a share of the experts; 0: every engine for itself.
+int expert_group_size(const Settings& settings);
 std::string host_name();
 
 }  // namespace manta

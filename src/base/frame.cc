@@ -61,6 +61,8 @@ const char* to_string(FrameKind kind) {
     case FrameKind::kEpoch: return "epoch";
     case FrameKind::kJoin: return "join";
     case FrameKind::kMembership: return "membership";
+    case FrameKind::kVote: return "vote";
+    case FrameKind::kDecision: return "decision";
   }
   return "unknown";
 }

@@ -43,7 +43,9 @@ enum class FrameKind : uint16_t {
   // engine, api <-> coordinator
   kJoin = 32,
   kMembership = 33,
-  kLast = kMembership,
+  kVote = 34,      // what a rank brings to the next step of its group
+  kDecision = 35,  // what the group does in it
+  kLast = kDecision,
 };
 
 const char* to_string(FrameKind kind);

@@ -7,6 +7,7 @@
 
 #include "base/frame_connection.h"
 #include "base/log.h"
+#include "cluster/agreement.h"
 
 namespace manta::cluster {
 namespace {
@@ -15,7 +16,8 @@ namespace asio = boost::asio;
 
 class CoordinatorServer : public Coordinator {
  public:
-  CoordinatorServer(asio::io_context& io, Deadlines deadlines) : timer_(io), roster_(deadlines) {}
+  CoordinatorServer(asio::io_context& io, CoordinatorOptions options)
+      : timer_(io), options_(options), roster_(options.deadlines) {}
 
   Status listen(asio::io_context& io, const std::string& address) {
     MANTA_ASSIGN(listener_, listen_frames(io, address, [this](FrameConnectionPtr c) { accept(std::move(c)); }));
@@ -26,6 +28,11 @@ class CoordinatorServer : public Coordinator {
   const std::string& address() const override { return listener_->address(); }
 
  private:
+  struct Connection {
+    FrameConnectionPtr stream;
+    bool joined = false;
+  };
+
   void accept(FrameConnectionPtr connection) {
     const MemberId id = ++last_id_;
     connections_[id] = {connection, false};
@@ -40,6 +47,7 @@ class CoordinatorServer : public Coordinator {
   void on_frame(MemberId id, Frame&& frame) {
     Connection& c = connections_.at(id);
     if (!c.joined) return on_join(id, frame);
+    if (frame.kind == FrameKind::kVote) return on_vote(id, c, frame);
     if (frame.kind == FrameKind::kHeartbeat) {
       const auto beat = decode_heartbeat(frame.payload);
       if (!beat.ok()) return c.stream->close(beat.error().message);
@@ -49,6 +57,34 @@ class CoordinatorServer : public Coordinator {
       return publish();
     }
     c.stream->close(std::string("unexpected frame: ") + to_string(frame.kind));
+  }
+
+  void on_vote(MemberId id, Connection& c, const Frame& frame) {
+    const auto vote = decode_vote(frame.payload);
+    if (!vote.ok()) return c.stream->close(vote.error().message);
+    const auto outcome = agreement_.vote(roster_.rank_of(id), frame.epoch, *vote);
+    if (!outcome.ok()) return c.stream->close(outcome.error().message);
+    if (*outcome == Agreement::Outcome::kStale) send_membership(c);
+    if (*outcome == Agreement::Outcome::kDecided) send_decision();
+  }
+
+  void send_decision() {
+    for (const auto& [rank, stream] : by_rank_) {
+      stream->send(FrameKind::kDecision, roster_.epoch(), encode(agreement_.decision_for(rank)));
+    }
+  }
+
+  // Follows the roster: a complete group votes, at the roster's epoch.
+  void follow_roster() {
+    if (options_.group_size == 0) return;
+    if (!roster_.complete(options_.group_size)) return agreement_.dissolve();
+    if (agreement_.epoch() == roster_.epoch()) return;
+    agreement_.reset(roster_.epoch(), options_.group_size);
+    by_rank_.clear();
+    for (const auto& [id, c] : connections_) {
+      if (const int rank = roster_.rank_of(id); rank >= 0) by_rank_[rank] = c.stream;
+    }
+    spdlog::info("all {} ranks are there: the group is at epoch {}", options_.group_size, roster_.epoch().value);
   }
 
   void on_join(MemberId id, const Frame& frame) {
@@ -67,6 +103,7 @@ class CoordinatorServer : public Coordinator {
 
   void publish() {
     if (!roster_.take_changed()) return;
+    follow_roster();
     last_ = roster_.membership();
     for (const auto& departure : last_.departures) {
       const auto level = departure.role == Role::kEngine ? spdlog::level::warn : spdlog::level::debug;
@@ -78,15 +115,10 @@ class CoordinatorServer : public Coordinator {
     last_.departures.clear();
   }
 
-  struct Connection {
-    FrameConnectionPtr stream;
-    bool joined = false;
-  };
-
   void send_membership(Connection& c) { c.stream->send(FrameKind::kMembership, roster_.epoch(), encode(last_)); }
 
   void tick() {
-    for (const MemberId id : roster_.tick(now())) {
+    for (const MemberId id : roster_.tick(now(), agreement_.owing())) {
       const auto it = connections_.find(id);
       if (it != connections_.end()) it->second.stream->close("past its deadline");
     }
@@ -101,7 +133,10 @@ class CoordinatorServer : public Coordinator {
 
   std::unique_ptr<FrameListener> listener_;
   asio::steady_timer timer_;
+  const CoordinatorOptions options_;
   Roster roster_;
+  Agreement agreement_;
+  std::map<int, FrameConnectionPtr> by_rank_;  // of the group that votes
   Membership last_;
   std::map<MemberId, Connection> connections_;
   MemberId last_id_ = 0;
@@ -110,8 +145,8 @@ class CoordinatorServer : public Coordinator {
 }  // namespace
 
 Result<std::unique_ptr<Coordinator>> Coordinator::open(asio::io_context& io, const std::string& address,
-                                                       Deadlines deadlines) {
-  auto server = std::make_unique<CoordinatorServer>(io, deadlines);
+                                                       CoordinatorOptions options) {
+  auto server = std::make_unique<CoordinatorServer>(io, options);
   MANTA_TRY(server->listen(io, address));
   return std::unique_ptr<Coordinator>(std::move(server));
 }

@@ -1,4 +1,5 @@
-// The coordinator process of a deployment: keeps the roster, tells every member when it changes. Small messages only.
+// The coordinator process of a deployment: keeps the roster, tells every member when it changes, and counts the votes of
+// a lock-step group. Small messages only.
 #pragma once
 
 #include <memory>
@@ -15,11 +16,16 @@ namespace manta::cluster {
 
 inline constexpr std::chrono::milliseconds kHeartbeatPeriod{250};
 
+struct CoordinatorOptions {
+  Deadlines deadlines;
+  int group_size = 0;  // ranks that step in lock-step (expert parallelism); 0: every engine for itself
+};
+
 class Coordinator {
  public:
   // Listens at once; everything runs on io's thread.
   static Result<std::unique_ptr<Coordinator>> open(boost::asio::io_context& io, const std::string& address,
-                                                   Deadlines deadlines);
+                                                   CoordinatorOptions options);
   virtual ~Coordinator() = default;
   virtual const std::string& address() const = 0;
 };

@@ -30,6 +30,10 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
     stream_->send(FrameKind::kHeartbeat, epoch_, encode(options_.heartbeat()));
   }
 
+  void vote(Epoch epoch, const Vote& vote) {
+    if (stream_) stream_->send(FrameKind::kVote, epoch, encode(vote));
+  }
+
   Epoch epoch() const { return epoch_; }
 
  private:
@@ -53,6 +57,7 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
     const Heartbeat now = options_.heartbeat();
     join.self.state = now.state;
     join.self.where = now.where;
+    join.self.group = now.group;
     join.last_epoch = epoch_.value;
     stream_->send(FrameKind::kJoin, epoch_, encode(join));
     arm_heartbeat();
@@ -64,6 +69,12 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
       if (!membership.ok()) return stream_->close(membership.error().message);
       epoch_ = frame.epoch;
       options_.on_membership(frame.epoch, *membership);
+      return;
+    }
+    if (frame.kind == FrameKind::kDecision && options_.on_decision) {
+      const auto decision = decode_decision(frame.payload);
+      if (!decision.ok()) return stream_->close(decision.error().message);
+      options_.on_decision(frame.epoch, *decision);
       return;
     }
     if (frame.kind == FrameKind::kRefuse) {
@@ -111,6 +122,9 @@ Link::~Link() {
 }
 void Link::heartbeat_now() {
   core_->beat();
+}
+void Link::vote(Epoch epoch, const Vote& vote) {
+  core_->vote(epoch, vote);
 }
 Epoch Link::epoch() const {
   return core_->epoch();

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/log.h"
+
 namespace manta::cluster {
 namespace {
 
@@ -76,6 +78,11 @@ void Roster::heartbeat(MemberId id, const Heartbeat& beat, Time now) {
   e.member.where = beat.where;
   e.member.num_running = beat.num_running;
   e.member.num_waiting = beat.num_waiting;
+  const GroupPlace before = std::exchange(e.member.group, beat.group);
+  changed_ |= before.announced != beat.group.announced || before.epoch != beat.group.epoch;
+  if (beat.group.fault_epoch == epoch_.value) {
+    start_over(now, fmt::format("a step failed at {}; its log says why", describe(e.member)));
+  }
 }
 
 void Roster::leave(MemberId id, const std::string& why) {
@@ -93,27 +100,72 @@ void Roster::remove(std::map<MemberId, Entry>::iterator it, const std::string& w
   changed_ = true;
 }
 
-std::vector<MemberId> Roster::tick(Time now) {
+bool Roster::complete(int size) const {
+  int num_announced = 0;
+  for (const auto& [id, e] : entries_) {
+    num_announced += e.member.role == Role::kEngine && e.member.group.announced && e.member.rank < size;
+  }
+  return size > 0 && num_announced == size;
+}
+
+int Roster::rank_of(MemberId id) const {
+  const auto it = entries_.find(id);
+  return it == entries_.end() || it->second.member.role != Role::kEngine ? -1 : it->second.member.rank;
+}
+
+// Why the member must go; empty: it may stay.
+std::string Roster::fault_of(const Entry& e, Time now) const {
+  const auto silent = now - e.last_heartbeat;
+  if (silent >= deadlines_.rank) return fmt::format("no heartbeat for {:.1f} s", seconds(silent));
+  const auto still = now - e.last_progress;
+  if (e.member.where.busy && still >= deadlines_.step && !e.member.where.waits) {
+    return fmt::format("heartbeat, but no progress for {:.1f} s", seconds(still));
+  }
+  if (!e.member.where.busy && e.owes_since != Time::max() && now - e.owes_since >= deadlines_.step) {
+    return fmt::format("heartbeat, but the other ranks have waited {:.1f} s for its vote",
+                       seconds(now - e.owes_since));
+  }
+  return {};
+}
+
+std::vector<MemberId> Roster::tick(Time now, const std::vector<int>& owing) {
+  bool waited_long = false, somebody_works = !owing.empty();
+  for (auto& [id, e] : entries_) {
+    const bool owes = e.member.role == Role::kEngine && std::ranges::find(owing, e.member.rank) != owing.end();
+    if (!owes) e.owes_since = Time::max();
+    if (owes && e.owes_since == Time::max()) e.owes_since = now;
+    waited_long |= e.member.where.waits && now - e.last_progress >= deadlines_.step;
+    somebody_works |= e.member.where.busy && !e.member.where.waits;
+  }
   std::vector<MemberId> out;
   for (auto it = entries_.begin(); it != entries_.end();) {
     const auto current = it++;
     Entry& e = current->second;
-    const auto silent = now - e.last_heartbeat;
-    const auto still = now - e.last_progress;
-    std::string why;
-    if (silent >= deadlines_.rank) {
-      why = fmt::format("no heartbeat for {:.1f} s", seconds(silent));
-    } else if (e.member.where.busy && still >= deadlines_.step) {
-      why = fmt::format("heartbeat, but no progress for {:.1f} s", seconds(still));
-    } else if (silent >= deadlines_.suspect && e.member.state != State::kSuspect) {
+    const std::string why = fault_of(e, now);
+    if (!why.empty()) {
+      out.push_back(current->first);
+      remove(current, why);
+    } else if (now - e.last_heartbeat >= deadlines_.suspect && e.member.state != State::kSuspect) {
       e.member.state = State::kSuspect;
       changed_ = true;
     }
-    if (why.empty()) continue;
-    out.push_back(current->first);
-    remove(current, why);
   }
+  if (waited_long && !out.empty()) forgive(now);
+  if (waited_long && !somebody_works) start_over(now, "every rank waits for another");
   return out;
+}
+
+// The same members, a new group.
+void Roster::start_over(Time now, const std::string& why) {
+  ++epoch_.value;
+  changed_ = true;
+  spdlog::warn("the group is put together anew at epoch {}: {}", epoch_.value, why);
+  forgive(now);
+}
+
+// Those that waited for a rank that is out now have their deadline before them again.
+void Roster::forgive(Time now) {
+  for (auto& [id, e] : entries_) e.last_progress = now;
 }
 
 bool Roster::take_changed() {

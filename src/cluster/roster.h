@@ -32,10 +32,16 @@ class Roster {
   void heartbeat(MemberId id, const Heartbeat& beat, Time now);
   // The connection is gone.
   void leave(MemberId id, const std::string& why);
-  // Applies the deadlines. Returns the ids that are out now; their connections should be closed.
-  std::vector<MemberId> tick(Time now);
+  // Applies the deadlines. Returns the ids that are out now; their connections should be closed. `owing`: the ranks of
+  // a lock-step group whose votes the others wait for. Of ranks that stand still, those that wait for others are spared
+  // while one of the others can be blamed; when all of them wait for each other, the group is put together anew.
+  std::vector<MemberId> tick(Time now, const std::vector<int>& owing = {});
 
   Epoch epoch() const { return epoch_; }
+  // Every rank of a group of `size` is there and has announced its place: the group can form at this epoch.
+  bool complete(int size) const;
+  // The engine behind a connection; -1: not an engine of the group.
+  int rank_of(MemberId id) const;
   // True once after anything members must hear of. Load figures alone do not count.
   bool take_changed();
   Membership membership();  // hands out the departures once
@@ -46,8 +52,12 @@ class Roster {
     Time last_heartbeat;
     Time last_progress;
     State reported = State::kStarting;  // what it said itself, restored when a suspect is heard again
+    Time owes_since = Time::max();      // its vote
   };
   void remove(std::map<MemberId, Entry>::iterator entry, const std::string& why);
+  std::string fault_of(const Entry& entry, Time now) const;
+  void start_over(Time now, const std::string& why);
+  void forgive(Time now);
   Status check_config(const Join& join);
 
   Deadlines deadlines_;

@@ -37,6 +37,8 @@ Engine::Engine(EngineOptions options, std::unique_ptr<sched::Scheduler> schedule
 Engine::~Engine() = default;
 
 Status Engine::run() {
+  if (in_group()) return run_in_group();
+  begin_serving();
   bool nothing_to_plan = true;
   while (true) {
     const bool park = in_flight_.empty() && nothing_to_plan;
@@ -66,7 +68,7 @@ Status Engine::submit_plans() {
     for (sched::RequestEvent& event : scheduler_->take_events()) emit(std::move(event));
     if (!plan) break;
     MANTA_ASSIGN(const exec::Ticket ticket, executor_->submit(std::move(*plan)));
-    in_flight_.push_back(ticket);
+    in_flight_.push_back({ticket});
   }
   const auto spent = std::chrono::steady_clock::now() - begin;
   load_.schedule_us += static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(spent).count());
@@ -75,7 +77,7 @@ Status Engine::submit_plans() {
 
 Status Engine::collect_one() {
   publish_snapshot();  // busy from here on: a stage counter that stands still is a fault
-  const exec::Ticket ticket = in_flight_.front();
+  const exec::Ticket ticket = in_flight_.front().ticket;
   auto result = executor_->collect(ticket, std::chrono::steady_clock::now() + options_.step_deadline);
   if (!result.ok()) {
     const exec::StageStamp at = executor_->where();
@@ -83,12 +85,24 @@ Status Engine::collect_one() {
                                                   ticket.id, at.layer, at.stage, result.error().message));
   }
   in_flight_.pop_front();
-  add_timing(load_, result->timing);
+  add_result(*result);
   MANTA_ASSIGN(auto events, scheduler_->collect(result->id, std::move(result->slots), result->kv));
   for (sched::RequestEvent& event : events) emit(std::move(event));
   flush(result->id);
   publish_snapshot();
   return {};
+}
+
+void Engine::add_result(const exec::StepResult& result) {
+  add_timing(load_, result.timing);
+  load_.ep_dispatch_rows += result.traffic.rows;
+  load_.ep_dispatch_bytes += result.traffic.bytes;
+}
+
+void Engine::begin_serving() {
+  if (std::exchange(serving_, true)) return;
+  publish_snapshot();
+  if (options_.on_serving) options_.on_serving();
 }
 
 // ---- mailbox ----
@@ -262,9 +276,15 @@ void Engine::publish_snapshot() {
   load_.prefix_cache_hits = stats.prefix_cache_hits;
   load_.num_drafts = stats.num_draft_tokens;
   load_.num_accepted_drafts = stats.num_accepted_draft_tokens;
+  load_.group_epoch = voter_.epoch().value;
   const std::lock_guard lock(mutex_);
   snapshot_.load = load_;
   snapshot_.busy = !in_flight_.empty();
+  snapshot_.serving = serving_;
+  snapshot_.group_step = in_flight_.empty() ? voter_.step() : in_flight_.front().group_step;
+  if (!in_group()) return;
+  const ep::EpPeer& peer = *executor_->info().ep_peer;
+  snapshot_.group = {true, peer.address, peer.host_id, voter_.epoch().value, fault_epoch_};
 }
 
 }  // namespace manta::engine

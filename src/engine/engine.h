@@ -3,6 +3,10 @@
 //
 // Per step and front-end connection there is one Outputs value. A request ends exactly once, with a finish reason or
 // an error, unless the front-end that owns it is gone.
+//
+// An engine whose executor is one of an expert-parallel group (ExecutorInfo::ep_peer) steps together with the others
+// (engine_group.cc): it plans a step, votes, and submits what the group decided, a dummy step when it has nothing. Its
+// group may fall apart and be formed again at another epoch; requests live on and lose no token by it.
 #pragma once
 
 #include <chrono>
@@ -11,6 +15,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
 #include <unordered_map>
 #include <unordered_set>
 #include <variant>
@@ -18,8 +24,10 @@
 
 #include "base/ids.h"
 #include "base/result.h"
+#include "cluster/messages.h"
 #include "engine/grammar_worker.h"
 #include "engine/messages.h"
+#include "engine/step_voter.h"
 #include "exec/executor.h"
 #include "sched/scheduler.h"
 
@@ -31,6 +39,25 @@ struct EngineOptions {
   int rank = 0;
   std::chrono::milliseconds step_deadline{60000};  // a step that takes longer has failed
   int max_num_plans = 1;  // in flight: 2 with async scheduling, never above the executor's max_in_flight
+  // Smallest step of this rank for which it asks the group to split it into two microbatches; 0 = never.
+  int dbo_decode_token_threshold = 0;
+  int dbo_prefill_token_threshold = 0;
+  // On the engine's thread, once: from here on requests are worked on, which a group's first forming may delay.
+  std::function<void()> on_serving;
+};
+
+// What the coordinator last said about this rank's group.
+struct GroupState {
+  Epoch epoch;
+  bool complete = false;  // every rank is there; the group can form
+  bool draining = false;  // every rank that is there drains
+  ep::EpTopology topology;
+};
+
+// The way to the coordinator; called on the engine's thread, must not wait.
+struct GroupLink {
+  std::function<void(Epoch, const cluster::Vote&)> vote;
+  std::function<void()> changed;  // the snapshot says something that the coordinator should hear of now
 };
 
 // A picture of the engine for heartbeats and metrics, consistent as of the last step.
@@ -38,6 +65,9 @@ struct Snapshot {
   Load load;
   exec::StageStamp where;
   bool busy = false;
+  bool serving = false;       // see EngineOptions::on_serving
+  cluster::GroupPlace group;  // announced: this engine is one of a group
+  uint64_t group_step = 0;    // of the oldest step in flight, counted by the group
 };
 
 class Engine {
@@ -55,12 +85,17 @@ class Engine {
   // should then end, and its supervisor starts another.
   Status run();
 
+  // Before run(), for engines of a group.
+  void join_group(GroupLink link) { group_link_ = std::move(link); }
+
   // ---- any thread; none of these waits ----
   void submit(Submit submit);
   void abort(std::vector<RequestId> ids);
   void client_gone(uint64_t client);  // aborts everything it submitted
   void drain();                       // run() returns once the requests it has are finished; new ones are refused
   void stop();                        // run() returns after the step in flight
+  void set_group(GroupState state);   // ends the waits of steps of earlier epochs
+  void set_decision(Epoch epoch, const cluster::Decision& decision);
   Snapshot snapshot() const;
 
  private:
@@ -74,7 +109,16 @@ class Engine {
     Submit submit;
     GrammarResult matcher;
   };
-  using Command = std::variant<Submit, AbortCommand, ClientGoneCommand, GrammarCommand>;
+  struct DecisionCommand {
+    Epoch epoch;
+    cluster::Decision decision;
+  };
+  using Command = std::variant<Submit, AbortCommand, ClientGoneCommand, GrammarCommand, GroupState, DecisionCommand>;
+  struct InFlight {
+    exec::Ticket ticket;
+    uint64_t group_step = 0;
+    bool dummy = false;
+  };
 
   void post(Command command);
   std::deque<Command> take_commands(bool wait);
@@ -82,6 +126,8 @@ class Engine {
   void apply(AbortCommand&& command);
   void apply(ClientGoneCommand&& command);
   void apply(GrammarCommand&& command);
+  void apply(GroupState&& state);
+  void apply(DecisionCommand&& command);
   void add(Submit&& submit, std::shared_ptr<sample::GrammarMatcher> grammar);
   bool leaving();
   Status submit_plans();
@@ -92,6 +138,26 @@ class Engine {
   void flush(StepId step);
   void announce_idle();
   void publish_snapshot();
+  void begin_serving();
+  void add_result(const exec::StepResult& result);
+
+  // engine_group.cc
+  bool in_group() const { return executor_->info().ep_peer.has_value(); }
+  Status run_in_group();
+  std::deque<Command> take_group_commands(bool park);
+  Status follow_group();
+  Status form_group();
+  Status leave_group();
+  Status collect_ready();
+  Status collect_group_step(exec::Deadline deadline, bool& ready);
+  Status plan_ahead();
+  void vote();
+  Result<bool> submit_decided();
+  bool has_room() const { return static_cast<int>(in_flight_.size()) < options_.max_num_plans; }
+  int wanted_microbatches(const sched::StepPlan& plan) const;
+  void count_microbatches(const sched::StepPlan& plan);
+  bool may_leave();
+  void give_up_requests(const std::string& why);
 
   const EngineOptions options_;
   std::unique_ptr<sched::Scheduler> scheduler_;
@@ -99,18 +165,30 @@ class Engine {
   Deliver deliver_;
 
   // Engine thread only.
-  std::deque<exec::Ticket> in_flight_;
+  std::deque<InFlight> in_flight_;
   std::unordered_map<uint64_t, std::vector<RequestOutput>> outbox_;        // by client, of the step being collected
   std::unordered_map<uint64_t, std::unordered_set<uint64_t>> unfinished_;  // client -> serials
   std::unordered_set<RequestId> compiling_;                                // their grammar is with grammars_
   Load load_;
   bool idle_announced_ = true;
+  bool serving_ = false;
+
+  // Engine thread only, of a group.
+  GroupLink group_link_;
+  GroupState group_;
+  StepVoter voter_;
+  std::optional<sched::StepPlan> planned_;               // waits for its decision
+  std::optional<std::chrono::steady_clock::time_point> planned_at_;  // and nothing else runs since then
+  uint64_t fault_epoch_ = 0;                             // see cluster::GroupPlace
+  bool group_left_ = false;                              // all ranks leave
+  std::optional<std::chrono::steady_clock::time_point> drained_at_;
 
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Command> mailbox_;  // under mutex_, as the following
   bool draining_ = false;
   bool stopping_ = false;
+  bool result_ready_ = false;
   Snapshot snapshot_;
 
   GrammarWorker grammars_;  // last: its thread posts to the mailbox

@@ -34,8 +34,19 @@ class EngineServer : public Server {
   }
 
   void ready(Engine& engine, Welcome welcome) override {
+    engine.join_group({[this](Epoch epoch, const cluster::Vote& vote) {
+                         asio::post(io_, [this, epoch, vote] {
+                           if (link_) link_->vote(epoch, vote);
+                         });
+                       },
+                       [this] {
+                         asio::post(io_, [this] {
+                           if (link_) link_->heartbeat_now();
+                         });
+                       }});
     asio::post(io_, [this, &engine, welcome = std::move(welcome)] {
       engine_ = &engine;
+      engine.set_group(group_state());
       welcome_ = welcome;
       link_->heartbeat_now();
       for (auto& [id, front_end] : front_ends_) greet(front_end);
@@ -83,31 +94,58 @@ class EngineServer : public Server {
     link.join.self.address = listener_->address();
     link.join.shared_config = options_.shared_config;
     link.heartbeat = [this] { return heartbeat(); };
-    link.on_membership = [this](Epoch epoch, const cluster::Membership&) { on_epoch(epoch); };
+    link.on_membership = [this](Epoch epoch, const cluster::Membership& m) { on_membership(epoch, m); };
+    link.on_decision = [this](Epoch epoch, const cluster::Decision& decision) {
+      if (engine_) engine_->set_decision(epoch, decision);
+    };
     link.on_refused = options_.on_refused;
     link_ = std::make_unique<cluster::Link>(io_, std::move(link));
   }
 
   cluster::Heartbeat heartbeat() const {
     cluster::Heartbeat beat;
-    beat.state = draining_ ? cluster::State::kDraining : engine_ ? cluster::State::kReady : cluster::State::kStarting;
+    beat.state = draining_ ? cluster::State::kDraining : cluster::State::kStarting;
     if (!engine_) {
       beat.where.stage = "loading";
       return beat;
     }
     const Snapshot s = engine_->snapshot();
-    beat.where = {s.where.step, s.where.layer, s.where.stage, s.where.counter, s.busy};
+    if (!draining_ && s.serving) beat.state = cluster::State::kReady;
+    // Ranks of a group count their steps together, so that the one that is behind can be told.
+    const uint64_t step = s.group.announced ? s.group_step : s.where.step;
+    beat.where = {step, s.where.layer, s.where.stage, s.where.counter, s.busy, s.where.waits};
+    beat.group = s.group;
     beat.num_running = s.load.num_running;
     beat.num_waiting = s.load.num_waiting;
     return beat;
   }
 
-  void on_epoch(Epoch epoch) {
-    if (epoch == epoch_) return;
+  void on_membership(Epoch epoch, const cluster::Membership& membership) {
+    const bool moved = epoch != epoch_;
     epoch_ = epoch;
+    membership_ = membership;
+    if (engine_) engine_->set_group(group_state());
+    if (!moved) return;
     for (auto& [id, f] : front_ends_) {
       if (f.greeted) f.stream->send(FrameKind::kEpoch, epoch_, {});
     }
+  }
+
+  // The group this rank is, or will be, in: complete when every rank has announced where its experts are reached.
+  GroupState group_state() const {
+    GroupState state;
+    state.epoch = state.topology.epoch = epoch_;
+    state.topology.rank = options_.rank;
+    state.topology.size = options_.group_size;
+    state.draining = true;
+    for (const auto& member : membership_.members) {
+      if (member.role != cluster::Role::kEngine || member.rank >= options_.group_size) continue;
+      state.draining &= member.state == cluster::State::kDraining;
+      if (!member.group.announced) continue;
+      state.topology.peers.push_back({member.rank, member.group.address, member.group.host_id});
+    }
+    state.complete = static_cast<int>(state.topology.peers.size()) == options_.group_size;
+    return state;
   }
 
   void accept(FrameConnectionPtr stream) {
@@ -236,6 +274,7 @@ class EngineServer : public Server {
   Engine* engine_ = nullptr;
   Welcome welcome_;
   Epoch epoch_;
+  cluster::Membership membership_;
   bool draining_ = false;
   std::function<void()> closed_;
 };

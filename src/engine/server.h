@@ -25,6 +25,7 @@ struct ServerOptions {
   std::string listen;       // "unix:@…" or "tcp:host:0"
   std::string coordinator;  // its address
   std::string host;         // name of this node, for messages
+  int group_size = 0;       // ranks of the expert-parallel group; 0: an engine for itself
   std::vector<std::pair<std::string, std::string>> shared_config;
   bool log_stats = true;                                      // a line every 10 s in which something ran
   std::function<void(const std::string& reason)> on_refused;  // the coordinator does not want us: final

@@ -28,8 +28,8 @@ Status check_options(const LocalExecutorOptions& o) {
   if (o.load_format != "auto" && o.load_format != "safetensors" && o.load_format != "dummy") {
     return invalid(fmt::format("load_format {}: must be auto, safetensors or dummy", o.load_format));
   }
-  if (o.topology.size < 1 || o.topology.rank < 0 || o.topology.rank >= o.topology.size) {
-    return invalid(fmt::format("EP rank {} of {}", o.topology.rank, o.topology.size));
+  if (o.ep_size < 1 || o.ep_rank < 0 || o.ep_rank >= o.ep_size) {
+    return invalid(fmt::format("EP rank {} of {}", o.ep_rank, o.ep_size));
   }
   return {};
 }
@@ -70,7 +70,7 @@ class DeviceModel::CacheHook : public model::LayerHook {
 };
 
 DeviceModel::DeviceModel(const LocalExecutorOptions& options, std::unique_ptr<transfer::KvConnectorWorker> connector)
-    : options_(options), connector_(std::move(connector)) {}
+    : options_(options), connector_(std::move(connector)), taken_(options.max_num_seqs) {}
 
 DeviceModel::~DeviceModel() = default;
 
@@ -115,6 +115,7 @@ Status DeviceModel::make_backend() {
   info_.num_speculative_tokens = options_.num_speculative_tokens;
   info_.max_in_flight = options_.max_in_flight;
   info_.device = backend_->caps().description;
+  info_.pads_steps = backend_->caps().can_capture;
   info_.memory.push_back({"activations", backend_->workspace_bytes()});
   return {};
 }
@@ -122,7 +123,7 @@ Status DeviceModel::make_backend() {
 Status DeviceModel::load_weights() {
   if (const int rows = model::num_moe_rows(config_.shape); rows > 0) {
     MANTA_ASSIGN(experts_, ep::linear_expert_map(rows, config_.shape.n_routed_experts, options_.num_redundant_experts,
-                                                 options_.topology.size, options_.topology.epoch));
+                                                 options_.ep_size, Epoch{}));
   }
   std::unique_ptr<model::WeightSource> source;
   if (options_.load_format == "dummy") {
@@ -131,7 +132,7 @@ Status DeviceModel::load_weights() {
     MANTA_ASSIGN(source, model::open_checkpoint(options_.model, config_));
   }
   model::LoadOptions load;
-  load.experts = {&experts_, options_.topology.rank, options_.topology.size};
+  load.experts = {&experts_, options_.ep_rank, options_.ep_size};
   load.num_threads = options_.backend.num_threads;
   load.progress = options_.progress;
   MANTA_ASSIGN(weights_, model::load_weights(config_, *source, *backend_, load));
@@ -142,15 +143,50 @@ Status DeviceModel::load_weights() {
 Status DeviceModel::make_transport() {
   if (experts_.num_layers == 0) return {};
   MANTA_ASSIGN(transport_, backend_->make_transport(options_.transport));
-  ep::MoeShape shape;
-  shape.hidden_size = config_.shape.hidden_size;
-  shape.num_experts_per_tok = config_.shape.num_experts_per_tok;
-  shape.num_physical_experts = experts_.num_physical;
-  shape.num_local_experts = experts_.num_physical / options_.topology.size;
-  shape.wire_dtype = backend_->caps().wire_dtype;
-  const int tokens = options_.max_num_batched_tokens, microbatches = options_.num_microbatches;
-  info_.memory.push_back({"expert traffic", transport_->buffer_bytes(shape, tokens, microbatches)});
-  return transport_->configure(options_.topology, shape, tokens, microbatches);
+  moe_.hidden_size = config_.shape.hidden_size;
+  moe_.num_experts_per_tok = config_.shape.num_experts_per_tok;
+  moe_.num_physical_experts = experts_.num_physical;
+  moe_.num_local_experts = experts_.num_physical / options_.ep_size;
+  moe_.wire_dtype = backend_->caps().wire_dtype;
+  const int tokens = tokens_per_round(), microbatches = options_.num_microbatches;
+  info_.memory.push_back({"expert traffic", transport_->buffer_bytes(moe_, tokens, microbatches)});
+  if (options_.ep_size == 1) return transport_->configure({}, moe_, tokens, microbatches);
+  MANTA_ASSIGN(info_.ep_peer, transport_->listen());
+  info_.ep_peer->rank = options_.ep_rank;
+  return {};
+}
+
+// One rank alone has no rows to wait for, so its step is one round.
+int DeviceModel::tokens_per_round() const {
+  const int most = options_.max_num_batched_tokens;
+  return options_.ep_size == 1 ? most : std::min(most, options_.max_tokens_per_round);
+}
+
+Status DeviceModel::form_group(const ep::EpTopology& topology) {
+  if (!info_.ep_peer || topology.size != options_.ep_size || topology.rank != options_.ep_rank) {
+    return error(ErrorCode::kFailedPrecondition,
+                 fmt::format("a group with this as rank {} of {}: it was started as rank {} of {}", topology.rank,
+                             topology.size, options_.ep_rank, options_.ep_size));
+  }
+  clock_.enter(-1, "form_group");
+  MANTA_TRY(release_all_slots());
+  experts_.epoch = topology.epoch;
+  const Status formed = transport_->configure(topology, moe_, tokens_per_round(), options_.num_microbatches);
+  clock_.end_step();
+  return formed;
+}
+
+// After a failed step nobody knows what the slots hold.
+Status DeviceModel::release_all_slots() {
+  std::vector<SlotId> slots;
+  for (size_t slot = 0; slot < taken_.size(); ++slot) {
+    if (taken_[slot]) slots.push_back(static_cast<SlotId>(slot));
+  }
+  if (slots.empty()) return {};
+  backend::StepInputs inputs;
+  inputs.released = slots;
+  MANTA_TRY(plan(inputs));
+  return backend_->finish().ok() ? Status{} : Status(error(ErrorCode::kInternal, "the slots could not be released"));
 }
 
 int DeviceModel::num_blocks_for(size_t bytes) const {
@@ -210,6 +246,7 @@ Status DeviceModel::make_driver() {
   parts.weights = weights_.get();
   parts.experts = transport_ ? &experts_ : nullptr;
   parts.transport = transport_.get();
+  parts.max_tokens_per_round = tokens_per_round();
   parts.clock = &clock_;
   parts.hook = hook_.get();
   for (int i = 0; i < options_.num_microbatches; ++i) {
@@ -221,18 +258,27 @@ Status DeviceModel::make_driver() {
   return {};
 }
 
-Result<backend::StepOutputs> DeviceModel::run(const backend::StepInputs& inputs, bool run_layers) {
+Status DeviceModel::plan(const backend::StepInputs& inputs) {
   MANTA_TRY(backend_->plan(inputs, views_));
+  for (const SlotId slot : inputs.released) taken_[slot] = false;
+  for (const auto& admission : inputs.admitted) taken_[admission.slot] = true;
+  return {};
+}
+
+Result<backend::StepOutputs> DeviceModel::run(const backend::StepInputs& inputs, bool run_layers) {
+  MANTA_TRY(plan(inputs));
   if (run_layers) {
     MANTA_TRY(backend_->run(nullptr, views_, [this](auto microbatches) { driver_->run(microbatches); }));
   }
-  MANTA_ASSIGN(backend::StepOutputs outputs, backend_->finish());
-  if (transport_) MANTA_TRY(transport_->status());
+  auto outputs = backend_->finish();
+  if (const Status peers = transport_ ? transport_->status() : Status{}; !peers.ok()) {
+    return error(ErrorCode::kAborted, peers.error().message);
+  }
   return outputs;
 }
 
-void DeviceModel::abort() {
-  if (transport_) transport_->abort(Epoch{std::numeric_limits<uint64_t>::max()});
+void DeviceModel::abort(Epoch epoch) {
+  if (transport_) transport_->abort(epoch);
 }
 
 }  // namespace manta::exec

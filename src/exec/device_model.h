@@ -43,8 +43,9 @@ struct LocalExecutorOptions {
   int num_local_ranks = 1;  // that share this machine's memory
 
   int num_redundant_experts = 0;
-  ep::TransportOptions transport;  // between EP ranks
-  ep::EpTopology topology;         // rank, size and peers; size 1 = all experts here
+  ep::TransportOptions transport;    // between EP ranks
+  int ep_rank = 0, ep_size = 1;      // size 1 = all experts here; else form_group() must come before the first step
+  int max_tokens_per_round = 256;    // of one rank, in dispatch between ranks: a longer step goes in several rounds
 
   model::ProgressFn progress;  // of loading; may be empty
 };
@@ -60,15 +61,17 @@ class DeviceModel {
   DeviceModel(const DeviceModel&) = delete;
 
   const ExecutorInfo& info() const { return info_; }
-  int ep_size() const { return options_.topology.size; }
-  int rank() const { return options_.topology.rank; }
+  int rank() const { return options_.ep_rank; }
   model::StageClock& clock() { return clock_; }
   transfer::KvConnectorWorker* kv_connector() { return connector_.get(); }
 
   // One step from its inputs to its outputs; waits for the device. `run_layers` is false for steps without rows that
-  // no other rank waits for.
+  // no other rank waits for. kAborted: a peer is gone.
   Result<backend::StepOutputs> run(const backend::StepInputs& inputs, bool run_layers);
-  void abort();  // ends waits for other ranks, for good; any thread
+  // As Executor::form_group() and abort().
+  Status form_group(const ep::EpTopology& topology);
+  void abort(Epoch epoch);
+  ep::Traffic traffic() const { return transport_ ? transport_->traffic() : ep::Traffic{}; }  // since it was made
 
  private:
   class CacheHook;
@@ -82,6 +85,9 @@ class DeviceModel {
   Status make_driver();
   int num_blocks_for(size_t bytes) const;
   Result<int> choose_num_blocks() const;
+  Status plan(const backend::StepInputs& inputs);
+  Status release_all_slots();
+  int tokens_per_round() const;
 
   LocalExecutorOptions options_;
   std::unique_ptr<transfer::KvConnectorWorker> connector_;  // may be null
@@ -90,12 +96,14 @@ class DeviceModel {
   model::ModelConfig config_;
   std::unique_ptr<backend::Backend> backend_;
   ep::ExpertMap experts_;
+  ep::MoeShape moe_;
   std::unique_ptr<model::Weights> weights_;
   std::unique_ptr<ep::ExpertTransport> transport_;
   std::vector<std::unique_ptr<backend::Activations>> activations_;
   std::unique_ptr<CacheHook> hook_;
   std::unique_ptr<model::LayerDriver> driver_;
   std::vector<backend::StepView> views_;
+  std::vector<char> taken_;  // [max_num_seqs] whether the backend has a request in the slot
 };
 
 // Memory that a new process could use without swapping: of the machine, or of the cgroup when that has less. 0:

@@ -4,7 +4,9 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +44,7 @@ struct StepResult {
   std::vector<SlotResult> slots;
   kv::KvProgress kv;
   std::vector<ep::LayerLoad> expert_load;  // empty unless EPLB records this step
+  ep::Traffic traffic;                     // of this step, to other ranks
   StepTiming timing;
 };
 
@@ -51,6 +54,7 @@ struct StageStamp {
   int layer = -1;
   const char* stage = "idle";  // static string
   uint64_t counter = 0;        // grows at every stage; standing still means stuck
+  bool waits = false;          // in a stage that waits for other ranks
 };
 
 struct ExecutorInfo {
@@ -61,6 +65,9 @@ struct ExecutorInfo {
   int vocab_size = 0;
   int num_speculative_tokens = 0;
   int max_in_flight = 1;  // plans that may be submitted and not yet collected
+  bool pads_steps = false;  // steps are captured: every rank pads to what the group agreed on
+  // Where this rank's expert transport listens. Present: it is one of a group, and form_group() comes before any step.
+  std::optional<ep::EpPeer> ep_peer;
   std::string device;     // "cpu (2 threads, avx512_bf16)", for the start-up summary
   struct LedgerLine {
     std::string name;
@@ -78,8 +85,19 @@ class Executor {
   virtual Result<Ticket> submit(sched::StepPlan plan) = 0;
 
   // Waits (parked) for the oldest submitted plan. kDeadlineExceeded leaves it in flight; any other error is a failed
-  // step, and its message names rank, layer and stage; the engine then restarts its group.
+  // step, and its message names rank, layer and stage. kAborted: the group fell apart; form_group() mends it.
   virtual Result<StepResult> collect(Ticket ticket, Deadline deadline) = 0;
+
+  // `wake` is called, on any thread, when the oldest plan may have become ready. Set once, before the first submit.
+  virtual void on_ready(std::function<void()> wake) = 0;
+
+  // Puts this rank into its expert-parallel group; collective over the ranks of `topology`, which names all of them.
+  // Again for every new epoch, with nothing in flight: slots are empty afterwards, weights and cache rows stay.
+  virtual Status form_group(const ep::EpTopology& topology) = 0;
+
+  // Any thread. Steps of groups below `epoch`, and a form_group() for one, fail with kAborted instead of waiting for
+  // their peers; what was submitted behind them is not run. Nothing runs until form_group() succeeds.
+  virtual void abort(Epoch epoch) = 0;
 
   // New maps take effect between steps, once their weights are in place.
   virtual Status move_experts(const ep::ExpertMoves& moves) = 0;

@@ -7,6 +7,7 @@
 #include <deque>
 #include <mutex>
 #include <optional>
+#include <thread>
 #include <unordered_set>
 
 namespace manta::exec {
@@ -67,6 +68,8 @@ struct FakeExecutor::State {
     Result<StepResult> result;
     StepId id = 0;
     Clock::time_point ready_at;
+    uint64_t serial = 0;
+    std::vector<size_t> rows;  // of the cache that it wrote
   };
 
   FakeExecutorOptions options;
@@ -78,10 +81,17 @@ struct FakeExecutor::State {
   mutable std::mutex mutex;
   std::condition_variable changed;
   std::deque<Pending> pending;
+  uint64_t num_submitted = 0;
+  std::vector<size_t> rows_of_step;  // written by the plan that is run
   std::optional<std::pair<StepId, Error>> failure;
   std::optional<StepId> stalled_from;
   bool draining = false;
   StageStamp stamp;
+  Epoch aborted_below;          // groups whose steps fail
+  Epoch group;                  // formed; 0 = none
+  std::function<void()> wake;   // of the engine
+  std::thread clock;            // calls it when a step gets ready
+  bool clock_stops = false;
 
   // ---- the pretended device; engine thread only ----------------------------------------------------------------
 
@@ -153,7 +163,10 @@ struct FakeExecutor::State {
     if (first + count > info.max_model_len) return broken(step, fmt::format("slot {}: position {}", id, first + count));
     MANTA_TRY(verify_rows(step, id, options.verify_all_rows || !slot.started ? 0 : first - 1));
     slot.started = true;
-    for (int i = first; i < first + count; ++i) row(slot, i) = slot.prefix[i];
+    for (int i = first; i < first + count; ++i) {
+      row(slot, i) = slot.prefix[i];
+      rows_of_step.push_back(&row(slot, i) - cache.data());
+    }
     slot.num_rows = first + count;
     return {};
   }
@@ -266,7 +279,29 @@ struct FakeExecutor::State {
   // ---- time ------------------------------------------------------------------------------------------------------
 
   bool stalled(const Pending& step) const { return stalled_from && step.id >= *stalled_from; }
-  bool ready(const Pending& step) const { return !stalled(step) && step.ready_at <= Clock::now(); }
+  bool ready(const Pending& step) const {
+    return group < aborted_below || (!stalled(step) && step.ready_at <= Clock::now());
+  }
+
+  void run_clock() {
+    std::unique_lock lock(mutex);
+    uint64_t told = 0;  // the step that was said to be ready
+    while (!clock_stops) {
+      if (pending.empty() || pending.front().serial == told) {
+        changed.wait(lock);
+      } else if (!ready(pending.front())) {
+        const auto ready_at = pending.front().ready_at;
+        if (stalled(pending.front())) {
+          changed.wait(lock);
+        } else {
+          changed.wait_until(lock, ready_at);
+        }
+      } else {
+        told = pending.front().serial;
+        wake();
+      }
+    }
+  }
 
   // Parks until the oldest step is ready, the deadline has come or the executor drains a stuck step.
   void wait_for_oldest(std::unique_lock<std::mutex>& lock, Deadline deadline) {
@@ -288,11 +323,19 @@ FakeExecutor::FakeExecutor(FakeExecutorOptions options) : state_(std::make_uniqu
   s.info.num_speculative_tokens = s.options.num_speculative_tokens;
   s.info.max_in_flight = s.options.max_in_flight;
   s.info.device = "fake";
+  if (s.options.ep_rank >= 0) s.info.ep_peer = ep::EpPeer{s.options.ep_rank, "", ""};
   s.slots.resize(s.info.max_num_seqs);
   s.cache.resize(s.info.geometry.max_num_tokens());
 }
 
-FakeExecutor::~FakeExecutor() = default;
+FakeExecutor::~FakeExecutor() {
+  {
+    std::lock_guard lock(state_->mutex);
+    state_->clock_stops = true;
+    state_->changed.notify_all();
+  }
+  if (state_->clock.joinable()) state_->clock.join();
+}
 
 const ExecutorInfo& FakeExecutor::info() const {
   return state_->info;
@@ -310,7 +353,8 @@ Result<Ticket> FakeExecutor::submit(sched::StepPlan plan) {
       s.failure && s.failure->first == plan.id ? Result<StepResult>(s.failure->second) : s.run(plan);
   const auto start = s.pending.empty() ? State::Clock::now() : std::max(State::Clock::now(), s.pending.back().ready_at);
   if (result.ok()) result->timing.forward_us = s.options.step_duration.count();
-  s.pending.push_back({std::move(result), plan.id, start + s.options.step_duration});
+  s.pending.push_back({std::move(result), plan.id, start + s.options.step_duration, ++s.num_submitted,
+                       std::exchange(s.rows_of_step, {})});
   s.changed.notify_all();
   return Ticket{plan.id};
 }
@@ -331,6 +375,8 @@ Result<StepResult> FakeExecutor::collect(Ticket ticket, Deadline deadline) {
   s.stamp = {ticket.id, -1, "idle", s.stamp.counter + 1};
   Result<StepResult> result = std::move(s.pending.front().result);
   s.pending.pop_front();
+  s.changed.notify_all();
+  if (s.group < s.aborted_below) return error(ErrorCode::kAborted, fmt::format("step {}: aborted", ticket.id));
   return result;
 }
 
@@ -343,6 +389,34 @@ Status FakeExecutor::drain() {
   state_->draining = true;
   state_->changed.notify_all();
   return {};
+}
+
+void FakeExecutor::on_ready(std::function<void()> wake) {
+  std::lock_guard lock(state_->mutex);
+  state_->wake = std::move(wake);
+  if (!state_->clock.joinable()) state_->clock = std::thread([s = state_.get()] { s->run_clock(); });
+}
+
+Status FakeExecutor::form_group(const ep::EpTopology& topology) {
+  State& s = *state_;
+  std::lock_guard lock(s.mutex);
+  if (!s.pending.empty()) return error(ErrorCode::kFailedPrecondition, "steps are in flight");
+  if (topology.epoch < s.aborted_below) return error(ErrorCode::kAborted, "there is a newer group");
+  s.group = topology.epoch;
+  for (Slot& slot : s.slots) slot.taken = false;
+  return {};
+}
+
+void FakeExecutor::abort(Epoch epoch) {
+  std::lock_guard lock(state_->mutex);
+  state_->aborted_below = std::max(state_->aborted_below, epoch);
+  // A step that does not end writes some of its rows, or none: who reads one of them later must be found out.
+  if (state_->group < state_->aborted_below) {
+    for (const auto& step : state_->pending) {
+      for (const size_t row : step.rows) state_->cache[row] = 0;
+    }
+  }
+  state_->changed.notify_all();
 }
 
 StageStamp FakeExecutor::where() const {

@@ -33,6 +33,7 @@ struct FakeExecutorOptions {
   std::function<bool(int position)> draft_is_right;
 
   std::chrono::microseconds step_duration{0};  // 0 = ready when submit returns; steps queue up behind each other
+  int ep_rank = -1;                            // >= 0: pretends to be this rank of an expert-parallel group
   bool verify_all_rows = false;                // compare every row of a sequence in every step, not only the last one
 };
 
@@ -46,6 +47,9 @@ class FakeExecutor : public Executor {
   Result<StepResult> collect(Ticket ticket, Deadline deadline) override;
   Status move_experts(const ep::ExpertMoves& moves) override;  // nothing to move: fine
   Status drain() override;
+  void on_ready(std::function<void()> wake) override;
+  Status form_group(const ep::EpTopology& topology) override;
+  void abort(Epoch epoch) override;
   StageStamp where() const override;
 
   // Faults, any thread. A step that failed leaves the executor unusable, as with a real one.

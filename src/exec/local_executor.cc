@@ -4,8 +4,10 @@
 
 #include <condition_variable>
 #include <deque>
+#include <limits>
 #include <mutex>
 #include <optional>
+#include <string_view>
 #include <thread>
 
 #include "exec/step_inputs.h"
@@ -14,6 +16,13 @@ namespace manta::exec {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+using Part = model::StageClock::Part;
+
+constexpr Epoch kEveryEpoch{std::numeric_limits<uint64_t>::max()};
+
+bool waits_for_ranks(std::string_view stage) {
+  return stage.starts_with("dispatch_") || stage.starts_with("combine_") || stage == "form_group";
+}
 
 class LocalExecutor : public Executor {
  public:
@@ -23,7 +32,7 @@ class LocalExecutor : public Executor {
         thread_([this](std::stop_token stop) { work(stop); }) {}
 
   ~LocalExecutor() override {
-    model_->abort();  // a step that waits for another rank ends now
+    model_->abort(kEveryEpoch);  // a step that waits for another rank ends now
     std::lock_guard lock(mutex_);
     thread_.request_stop();
     changed_.notify_all();
@@ -60,6 +69,26 @@ class LocalExecutor : public Executor {
     return result;
   }
 
+  void on_ready(std::function<void()> wake) override {
+    std::lock_guard lock(mutex_);
+    wake_ = std::move(wake);
+  }
+
+  // The worker has nothing to do, so the model is this thread's for now.
+  Status form_group(const ep::EpTopology& topology) override {
+    {
+      std::lock_guard lock(mutex_);
+      if (num_in_flight_ > 0) {
+        return error(ErrorCode::kFailedPrecondition, fmt::format("{} steps are in flight", num_in_flight_));
+      }
+    }
+    MANTA_TRY(model_->form_group(topology));
+    failed_ = false;
+    return {};
+  }
+
+  void abort(Epoch epoch) override { model_->abort(epoch); }
+
   Status move_experts(const ep::ExpertMoves& moves) override {
     if (moves.moves.empty()) return {};
     return error(ErrorCode::kUnimplemented, "this executor was started without an expert mover");
@@ -74,7 +103,7 @@ class LocalExecutor : public Executor {
 
   StageStamp where() const override {
     const model::StageClock::Reading at = model_->clock().read();
-    return {at.step, at.layer, at.stage, at.counter};
+    return {at.step, at.layer, at.stage, at.counter, waits_for_ranks(at.stage)};
   }
 
  private:
@@ -87,32 +116,43 @@ class LocalExecutor : public Executor {
       plans_.pop_front();
       lock.unlock();
       Result<StepResult> result = failed_ ? Result<StepResult>(not_run(plan)) : run(plan);
-      lock.lock();
       failed_ |= !result.ok();
+      lock.lock();
       results_.push_back(std::move(result));
       changed_.notify_all();
+      if (wake_) wake_();
     }
   }
 
-  Error not_run(const sched::StepPlan& plan) const {
+  Error not_run(const sched::StepPlan& plan) {
+    // Loads and sends do not depend on the step that failed, and nobody would ask for them again.
+    if (model_->kv_connector() != nullptr) model_->kv_connector()->start(plan.kv);
     return error(ErrorCode::kAborted, fmt::format("step {} was not run: an earlier step failed", plan.id));
   }
 
-  // After a failed step the device's state is not known: nothing runs any more.
+  // After a failed step the device's state is not known: nothing runs until a group is formed, which resets it.
   Result<StepResult> run(const sched::StepPlan& plan) {
     model::StageClock& clock = model_->clock();
     transfer::KvConnectorWorker* connector = model_->kv_connector();
     const auto start = Clock::now();
+    const ep::Traffic before = model_->traffic();
     clock.begin_step(plan.id);
     // The step before is over, so nothing writes to blocks that changed hands since: loads may fill them.
     if (connector != nullptr) connector->start(plan.kv);
     const bool has_rows = !plan.prefills.empty() || !plan.decodes.empty();
-    auto outputs = model_->run(inputs_.build(plan), has_rows || model_->ep_size() > 1);
+    auto outputs = model_->run(inputs_.build(plan), has_rows || plan.dp.dummy);
     if (!outputs.ok()) return failure(plan, outputs.error());
     StepResult result = inputs_.result(plan, std::move(outputs).value());
     if (connector != nullptr) result.kv = connector->poll();
     clock.end_step();
-    result.timing.forward_us = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count();
+    StepTiming& t = result.timing;
+    t.dispatch_us = clock.spent_us(Part::kDispatch);
+    t.combine_us = clock.spent_us(Part::kCombine);
+    t.sample_us = clock.spent_us(Part::kSample);
+    t.forward_us = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count() -
+                   t.dispatch_us - t.combine_us - t.sample_us;
+    const ep::Traffic after = model_->traffic();
+    result.traffic = {after.rows - before.rows, after.bytes - before.bytes};
     return result;
   }
 
@@ -124,7 +164,7 @@ class LocalExecutor : public Executor {
 
   std::unique_ptr<DeviceModel> model_;
 
-  // The worker's own.
+  // The worker's own; the engine thread's while nothing is in flight.
   StepInputs inputs_;
   bool failed_ = false;
 
@@ -133,6 +173,7 @@ class LocalExecutor : public Executor {
   std::deque<sched::StepPlan> plans_;       // submitted, not begun
   std::deque<StepId> order_;                // submitted, not collected
   std::deque<Result<StepResult>> results_;  // run, not collected
+  std::function<void()> wake_;
   int num_in_flight_ = 0;
   bool draining_ = false;
 

@@ -18,6 +18,17 @@ bool is_collective(Stage stage) {
          stage == Stage::kCombineStart || stage == Stage::kCombineFinish;
 }
 
+StageClock::Part part_of(Stage stage) {
+  switch (stage) {
+    case Stage::kDispatchStart:
+    case Stage::kDispatchFinish: return StageClock::Part::kDispatch;
+    case Stage::kCombineStart:
+    case Stage::kCombineFinish: return StageClock::Part::kCombine;
+    case Stage::kSample: return StageClock::Part::kSample;
+    default: return StageClock::Part::kForward;
+  }
+}
+
 Status check(const DriverParts& parts) {
   const auto bad = [](std::string message) { return error(ErrorCode::kInvalidArgument, "layer driver: " + message); };
   const backend::ModelShape& shape = parts.config->shape;
@@ -56,8 +67,11 @@ void LayerDriver::run(std::span<const StepView> microbatches) {
   for (const StageCall& stage_call : orders_[microbatches.size() - 1]) {
     const StepView& view = microbatches[stage_call.microbatch];
     if (view.num_tokens == 0 && !is_collective(stage_call.stage)) continue;
-    parts_.clock->enter(stage_call.layer, to_string(stage_call.stage));
+    parts_.clock->enter(stage_call.layer, to_string(stage_call.stage), part_of(stage_call.stage));
     call(stage_call, view);
+    // A peer is gone: what came back is no sum of experts. Nothing of it may reach the cache.
+    const bool received = stage_call.stage == Stage::kDispatchFinish || stage_call.stage == Stage::kCombineFinish;
+    if (received && !parts_.transport->status().ok()) return;
   }
 }
 

@@ -46,7 +46,8 @@ class LayerDriver {
   static Result<std::unique_ptr<LayerDriver>> make(DriverParts parts);
 
   // One step, 1 or 2 views. All a backend::DriverFn has to call. A microbatch without rows takes part in dispatch and
-  // combine only: its peers' rows may need the experts here.
+  // combine only: its peers' rows may need the experts here. Returns at once when the transport reports a fault: the
+  // step has failed, but every cache row it wrote is right.
   void run(std::span<const backend::StepView> microbatches);
 
  private:

@@ -429,6 +429,8 @@ void Scheduler::add_prefill(StepPlan& plan, Step& step, RequestState& r, int row
   std::vector<uint32_t> bitmask = samples ? next_bitmask(r) : std::vector<uint32_t>{};
   plan.prefills.push_back({r.slot, first, rows, samples, std::move(new_blocks), std::move(bitmask)});
   step.requests.push_back({&r, r.slot, first, rows, samples ? 1 : 0});
+  const auto first_block = r.blocks.begin() + first / options_.block_size;
+  step.prefill_blocks.insert(step.prefill_blocks.end(), first_block, r.blocks.begin() + blocks_for(first + rows));
   r.planned_in = plan.id;
   budget_ -= rows;
   ++r.num_in_flight;

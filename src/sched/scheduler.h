@@ -124,6 +124,14 @@ class Scheduler {
   // `slots` and `kv` as the executor gave them for the oldest plan not collected yet. kInternal: they do not fit it.
   Result<std::vector<RequestEvent>> collect(StepId step, std::vector<SlotResult> slots, const kv::KvProgress& kv = {});
 
+  // What peers did while no step of ours ran: as the `kv` of collect().
+  std::vector<RequestEvent> transferred(const kv::KvProgress& kv);
+
+  // The steps in flight will never be collected and the device has forgotten its slots: the requests that had a seat
+  // wait for one again, with the tokens they have. Blocks that such a step was to fill leave the prefix cache; those
+  // that were full before stay in it.
+  void abandon_steps();
+
   // Requests that ended while planning, because the connector refused them. Also in what collect() gives next.
   std::vector<RequestEvent> take_events() { return std::exchange(events_, {}); }
 
@@ -145,6 +153,7 @@ class Scheduler {
   struct Step {
     StepId id = 0;
     std::vector<Expected> requests;
+    std::vector<BlockId> prefill_blocks;  // that its prefills write to
   };
   struct Sooner {
     bool operator()(const RequestState* a, const RequestState* b) const;

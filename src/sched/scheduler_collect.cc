@@ -60,6 +60,34 @@ Result<std::vector<RequestEvent>> Scheduler::collect(StepId step_id, std::vector
   return events;
 }
 
+std::vector<RequestEvent> Scheduler::transferred(const kv::KvProgress& kv) {
+  if (connector_ != nullptr) apply_progress(kv);
+  sweep();
+  return take_events();
+}
+
+void Scheduler::abandon_steps() {
+  for (const Step& step : in_flight_) {
+    for (const BlockId block : step.prefill_blocks) pool_.forget(block);
+    for (const Expected& expected : step.requests) {
+      --expected.request->num_in_flight;
+      expected.request->max_new_tokens -= expected.max_new_tokens;
+    }
+  }
+  in_flight_.clear();
+  for (RequestState* r : running_) {
+    if (r->phase != Phase::kRunning) continue;
+    give_up_seat(*r);
+    r->phase = Phase::kWaiting;
+    waiting_.insert(r);
+    ++counters_.num_preemptions;
+  }
+  running_.clear();
+  released_.clear();
+  blocked_arrival_ = 0;
+  sweep();
+}
+
 Status Scheduler::check_result(StepId step, const Expected& expected, const SlotResult* result) const {
   if (result != nullptr && !result->error.empty()) return {};
   const int num_tokens = result == nullptr ? 0 : static_cast<int>(result->tokens.size());

@@ -65,7 +65,7 @@ inline std::string unique_address(const std::string& what) {
 struct CoordinatorNode {
   explicit CoordinatorNode(std::string at) : address(std::move(at)) {
     loop.call([this] {
-      auto opened = cluster::Coordinator::open(loop.io(), address, cluster::Deadlines{});
+      auto opened = cluster::Coordinator::open(loop.io(), address, cluster::CoordinatorOptions{});
       ASSERT_TRUE(opened.ok()) << opened.error().message;
       coordinator = std::move(*opened);
     });

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <random>
+#include <set>
 
 #include "simulation.h"
 
@@ -133,6 +134,36 @@ TEST(SchedulerProperty, AbortsAtAnyTimeLeaveNothingBehind) {
     }
     if (HasFailure()) return;
   }
+}
+
+// Steps that never end, at any time: the texts are the same, the blocks all come back, and what such a step was to write
+// is nowhere found again (the fake executor compares every row).
+TEST(SchedulerProperty, AbandonedStepsChangeNoToken) {
+  uint64_t num_hits = 0;
+  for (uint32_t seed = 3000; seed < 3300; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    const Case test = random_case(seed);
+    Simulation sim(test.options, 1 + static_cast<int>(seed % 2));
+    std::mt19937 rng(seed);
+    std::set<uint64_t> aborted;
+    for (const Request& request : test.requests) {
+      ASSERT_TRUE(sim.scheduler->add(request).ok());
+      for (uint32_t i = rng() % 6; i > 0; --i) sim.step();
+      const uint64_t victim = 1 + rng() % request.id.serial;
+      if (rng() % 8 == 0 && sim.scheduler->abort({1, victim})) aborted.insert(victim);
+      if (rng() % 3 == 0) sim.abandon();
+    }
+    sim.run();
+    EXPECT_FALSE(sim.scheduler->has_requests());
+    EXPECT_EQ(sim.scheduler->blocks().num_available(), test.options.num_blocks);
+    for (const Request& request : test.requests) {
+      if (aborted.contains(request.id.serial)) continue;
+      EXPECT_TRUE(sim.outcomes[request.id.serial] == alone(test, request)) << "request " << request.id.serial;
+    }
+    num_hits += sim.scheduler->stats().prefix_cache_hits;
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(num_hits, 1000u) << "full blocks stay findable";
 }
 
 // A stream of newcomers never keeps an early request from ending: with fcfs each one ends after a bounded number of

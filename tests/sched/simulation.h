@@ -82,6 +82,20 @@ class Simulation {
     return true;
   }
 
+  // The group of the executor falls apart and is formed again: nothing in flight is ever collected.
+  void abandon() {
+    executor->abort(Epoch{++epoch_});
+    while (!submitted_.empty()) {
+      const auto result = executor->collect(submitted_.front(), exec::Deadline::max());
+      EXPECT_FALSE(result.ok());
+      submitted_.pop_front();
+    }
+    scheduler->abandon_steps();
+    EXPECT_EQ(scheduler->blocks().counts(), scheduler->blocks().recount());
+    const Status formed = executor->form_group({Epoch{epoch_}, 0, 1, {}});
+    EXPECT_TRUE(formed.ok()) << formed.error().message;
+  }
+
   void record(RequestEvent& event) {
     Outcome& out = outcomes[event.id.serial];
     EXPECT_EQ(out.finish, FinishReason::kNone) << "an event after the last one";
@@ -109,6 +123,7 @@ class Simulation {
 
  private:
   int depth_;
+  uint64_t epoch_ = 0;
   std::deque<exec::Ticket> submitted_;
 };
 
