@@ -22,8 +22,8 @@ Result<Agreement::Outcome> Agreement::vote(int rank, Epoch epoch, const Vote& vo
   }
   if (vote.step > step_ || vote.num_tokens < 0 || vote.num_microbatches < 1) {
     return error(ErrorCode::kInvalidArgument,
-                 fmt::format("rank {} votes for step {} with {} tokens in {} microbatches; the group is at step {}", rank,
-                             vote.step, vote.num_tokens, vote.num_microbatches, step_));
+                 fmt::format("rank {} votes for step {} with {} tokens in {} microbatches; the group is at step {}",
+                             rank, vote.step, vote.num_tokens, vote.num_microbatches, step_));
   }
   if (vote.step < step_) return Outcome::kLate;
   Ballot& ballot = ballots_[rank];

@@ -32,7 +32,7 @@ class Agreement {
   // kInvalidArgument for what no rank can mean: it should be cut off.
   Result<Outcome> vote(int rank, Epoch epoch, const Vote& vote);
 
-  Decision decision_for(int rank) const;  // of the last decided step
+  Decision decision_for(int rank) const;   // of the last decided step
   uint64_t step() const { return step_; }  // the one being voted on
   uint64_t num_waves() const { return num_waves_; }
 

@@ -1,5 +1,5 @@
-// The coordinator process of a deployment: keeps the roster, tells every member when it changes, and counts the votes of
-// a lock-step group. Small messages only.
+// The coordinator process of a deployment: keeps the roster, tells every member when it changes, and counts the votes
+// of a lock-step group. Small messages only.
 #pragma once
 
 #include <memory>

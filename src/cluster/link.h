@@ -20,7 +20,7 @@ struct LinkOptions {
   Join join;
   std::function<Heartbeat()> heartbeat;  // asked every kHeartbeatPeriod
   std::function<void(Epoch, const Membership&)> on_membership;
-  std::function<void(Epoch, const Decision&)> on_decision;  // ranks of a lock-step group only
+  std::function<void(Epoch, const Decision&)> on_decision;    // ranks of a lock-step group only
   std::function<void(const std::string& reason)> on_refused;  // final: it does not try again
 };
 
@@ -31,7 +31,7 @@ class Link {
   Link(const Link&) = delete;
   Link& operator=(const Link&) = delete;
 
-  void heartbeat_now();  // the state changed: do not wait for the period
+  void heartbeat_now();                      // the state changed: do not wait for the period
   void vote(Epoch epoch, const Vote& vote);  // of the group it was formed for; lost while there is no connection
   Epoch epoch() const;                       // of the last membership heard
 

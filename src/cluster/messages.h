@@ -71,12 +71,12 @@ struct Heartbeat {
 // kVote, engine -> coordinator: what a rank of a lock-step group brings to step `step` of the frame's epoch, said while
 // the step before runs. A later vote for the same step replaces it, as long as the step is not decided.
 struct Vote {
-  uint64_t step = 0;          // counts the group's steps from 1, anew at each epoch
-  bool has_work = false;      // false: it runs a dummy step if anybody has work
-  bool all_decode = true;     // no prefill slice
-  int32_t num_tokens = 0;     // rows at most
+  uint64_t step = 0;             // counts the group's steps from 1, anew at each epoch
+  bool has_work = false;         // false: it runs a dummy step if anybody has work
+  bool all_decode = true;        // no prefill slice
+  int32_t num_tokens = 0;        // rows at most
   int32_t num_microbatches = 1;  // 2: it asks for a split step
-  bool leaving = false;       // it drains and has nothing left
+  bool leaving = false;          // it drains and has nothing left
 };
 
 // kDecision, coordinator -> engines, once every rank has voted and somebody has work. While nobody has, no decision

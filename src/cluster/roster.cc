@@ -122,8 +122,7 @@ std::string Roster::fault_of(const Entry& e, Time now) const {
     return fmt::format("heartbeat, but no progress for {:.1f} s", seconds(still));
   }
   if (!e.member.where.busy && e.owes_since != Time::max() && now - e.owes_since >= deadlines_.step) {
-    return fmt::format("heartbeat, but the other ranks have waited {:.1f} s for its vote",
-                       seconds(now - e.owes_since));
+    return fmt::format("heartbeat, but the other ranks have waited {:.1f} s for its vote", seconds(now - e.owes_since));
   }
   return {};
 }

@@ -177,10 +177,10 @@ class Engine {
   GroupLink group_link_;
   GroupState group_;
   StepVoter voter_;
-  std::optional<sched::StepPlan> planned_;               // waits for its decision
+  std::optional<sched::StepPlan> planned_;                           // waits for its decision
   std::optional<std::chrono::steady_clock::time_point> planned_at_;  // and nothing else runs since then
-  uint64_t fault_epoch_ = 0;                             // see cluster::GroupPlace
-  bool group_left_ = false;                              // all ranks leave
+  uint64_t fault_epoch_ = 0;                                         // see cluster::GroupPlace
+  bool group_left_ = false;                                          // all ranks leave
   std::optional<std::chrono::steady_clock::time_point> drained_at_;
 
   mutable std::mutex mutex_;

@@ -55,8 +55,9 @@ static auto fields(Load& m) {
   return std::tie(m.num_running, m.num_waiting, m.num_free_blocks, m.num_blocks, m.num_prompt_tokens,
                   m.num_generation_tokens, m.num_preemptions, m.prefix_cache_queries, m.prefix_cache_hits, m.num_drafts,
                   m.num_accepted_drafts, m.num_steps, m.schedule_us, m.forward_us, m.dispatch_us, m.combine_us,
-                  m.sample_us, m.group_epoch, m.num_dummy_steps, m.agree_wait_us, m.num_aborted_steps, m.ep_dispatch_rows,
-                  m.ep_dispatch_bytes, m.dbo_split_steps, m.dbo_vote_failed_steps, m.dbo_below_threshold_steps);
+                  m.sample_us, m.group_epoch, m.num_dummy_steps, m.agree_wait_us, m.num_aborted_steps,
+                  m.ep_dispatch_rows, m.ep_dispatch_bytes, m.dbo_split_steps, m.dbo_vote_failed_steps,
+                  m.dbo_below_threshold_steps);
 }
 static auto fields(Outputs& m) {
   return std::tie(m.step, m.load, m.requests);

@@ -43,9 +43,9 @@ struct LocalExecutorOptions {
   int num_local_ranks = 1;  // that share this machine's memory
 
   int num_redundant_experts = 0;
-  ep::TransportOptions transport;    // between EP ranks
-  int ep_rank = 0, ep_size = 1;      // size 1 = all experts here; else form_group() must come before the first step
-  int max_tokens_per_round = 256;    // of one rank, in dispatch between ranks: a longer step goes in several rounds
+  ep::TransportOptions transport;  // between EP ranks
+  int ep_rank = 0, ep_size = 1;    // size 1 = all experts here; else form_group() must come before the first step
+  int max_tokens_per_round = 256;  // of one rank, in dispatch between ranks: a longer step goes in several rounds
 
   model::ProgressFn progress;  // of loading; may be empty
 };

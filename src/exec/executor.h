@@ -64,11 +64,11 @@ struct ExecutorInfo {
   int max_model_len = 0;
   int vocab_size = 0;
   int num_speculative_tokens = 0;
-  int max_in_flight = 1;  // plans that may be submitted and not yet collected
+  int max_in_flight = 1;    // plans that may be submitted and not yet collected
   bool pads_steps = false;  // steps are captured: every rank pads to what the group agreed on
   // Where this rank's expert transport listens. Present: it is one of a group, and form_group() comes before any step.
   std::optional<ep::EpPeer> ep_peer;
-  std::string device;     // "cpu (2 threads, avx512_bf16)", for the start-up summary
+  std::string device;  // "cpu (2 threads, avx512_bf16)", for the start-up summary
   struct LedgerLine {
     std::string name;
     size_t bytes = 0;

@@ -87,10 +87,10 @@ struct FakeExecutor::State {
   std::optional<StepId> stalled_from;
   bool draining = false;
   StageStamp stamp;
-  Epoch aborted_below;          // groups whose steps fail
-  Epoch group;                  // formed; 0 = none
-  std::function<void()> wake;   // of the engine
-  std::thread clock;            // calls it when a step gets ready
+  Epoch aborted_below;         // groups whose steps fail
+  Epoch group;                 // formed; 0 = none
+  std::function<void()> wake;  // of the engine
+  std::thread clock;           // calls it when a step gets ready
   bool clock_stops = false;
 
   // ---- the pretended device; engine thread only ----------------------------------------------------------------

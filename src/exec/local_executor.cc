@@ -149,8 +149,8 @@ class LocalExecutor : public Executor {
     t.dispatch_us = clock.spent_us(Part::kDispatch);
     t.combine_us = clock.spent_us(Part::kCombine);
     t.sample_us = clock.spent_us(Part::kSample);
-    t.forward_us = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count() -
-                   t.dispatch_us - t.combine_us - t.sample_us;
+    t.forward_us = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count() - t.dispatch_us -
+                   t.combine_us - t.sample_us;
     const ep::Traffic after = model_->traffic();
     result.traffic = {after.rows - before.rows, after.bytes - before.bytes};
     return result;

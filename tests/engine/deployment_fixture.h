@@ -63,9 +63,9 @@ inline std::string unique_address(const std::string& what) {
 }
 
 struct CoordinatorNode {
-  explicit CoordinatorNode(std::string at) : address(std::move(at)) {
-    loop.call([this] {
-      auto opened = cluster::Coordinator::open(loop.io(), address, cluster::CoordinatorOptions{});
+  explicit CoordinatorNode(std::string at, cluster::CoordinatorOptions options = {}) : address(std::move(at)) {
+    loop.call([&] {
+      auto opened = cluster::Coordinator::open(loop.io(), address, options);
       ASSERT_TRUE(opened.ok()) << opened.error().message;
       coordinator = std::move(*opened);
     });
@@ -73,6 +73,7 @@ struct CoordinatorNode {
   ~CoordinatorNode() {
     loop.stop();
     coordinator = nullptr;
+    loop.destroy();
   }
   std::string address;
   Loop loop;
@@ -99,8 +100,12 @@ inline exec::FakeExecutorOptions fake_options() {
 // One engine "process". kill() drops it as kill -9 would: sockets close, nothing is said.
 class EngineNode {
  public:
-  EngineNode(int rank, const std::string& coordinator, exec::FakeExecutorOptions fake = fake_options()) {
+  // group_size > 0: one of the ranks that step together.
+  EngineNode(int rank, const std::string& coordinator, exec::FakeExecutorOptions fake = fake_options(),
+             int group_size = 0) {
+    if (group_size > 0) fake.ep_rank = rank;
     ServerOptions options;
+    options.group_size = group_size;
     options.rank = rank;
     options.listen = address_ = unique_address("engine");
     options.coordinator = coordinator;

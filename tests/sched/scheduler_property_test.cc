@@ -136,8 +136,8 @@ TEST(SchedulerProperty, AbortsAtAnyTimeLeaveNothingBehind) {
   }
 }
 
-// Steps that never end, at any time: the texts are the same, the blocks all come back, and what such a step was to write
-// is nowhere found again (the fake executor compares every row).
+// Steps that never end, at any time: the texts are the same, the blocks all come back, and what such a step was to
+// write is nowhere found again (the fake executor compares every row).
 TEST(SchedulerProperty, AbandonedStepsChangeNoToken) {
   uint64_t num_hits = 0;
   for (uint32_t seed = 3000; seed < 3300; ++seed) {
