@@ -8,6 +8,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
+#include "base/log.h"
 #include "engine/scheduler_options.h"
 #include "exec/fake_executor.h"
 #include "exec/local_executor.h"
@@ -51,6 +52,14 @@ int threads_per_engine(const Settings& s) {
   return std::max(1, num_cores / static_cast<int>(s.data_parallel_size_local.value_or(s.data_parallel_size)));
 }
 
+// vLLM's backends, by what they do: the low-latency ones hand each expert its own plane of rows, the others one matrix.
+std::optional<ep::ExpertLayout> layout_of(const std::string& all2all_backend) {
+  if (all2all_backend == "auto") return std::nullopt;  // the device's choice
+  const bool masked =
+      all2all_backend == "pplx" || all2all_backend == "nixl_ep" || all2all_backend.ends_with("low_latency");
+  return masked ? ep::ExpertLayout::kMasked : ep::ExpertLayout::kContiguous;
+}
+
 Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, int rank, model::ProgressFn progress) {
   exec::LocalExecutorOptions options;
   options.model = s.model;
@@ -76,6 +85,11 @@ Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, i
     options.ep_rank = rank;
     options.ep_size = expert_group_size(s);
     options.transport.kind = "auto";
+    options.transport.layout = layout_of(s.all2all_backend);
+    if (rank == 0 && options.transport.layout) {
+      spdlog::info("all2all_backend {}: here, shared memory or tcp with the {} layout", s.all2all_backend,
+                   *options.transport.layout == ep::ExpertLayout::kMasked ? "masked" : "contiguous");
+    }
     options.transport.interface = s.socket_ifname.value_or("");
     options.max_tokens_per_round = static_cast<int>(s.moe_dp_chunk_size);
     options.num_redundant_experts = static_cast<int>(s.eplb_config.num_redundant_experts);
@@ -145,6 +159,10 @@ Result<EngineParts> make_engine_parts(const Settings& settings, int rank, model:
   const exec::ExecutorInfo& info = parts.executor->info();
   MANTA_ASSIGN(parts.scheduler, make_scheduler(settings, info));
   parts.options.rank = rank;
+  if (settings.enable_dbo) {
+    parts.options.dbo_decode_token_threshold = static_cast<int>(settings.dbo_decode_token_threshold);
+    parts.options.dbo_prefill_token_threshold = static_cast<int>(settings.dbo_prefill_token_threshold);
+  }
   parts.options.step_deadline = std::chrono::milliseconds(static_cast<int64_t>(settings.step_deadline_s * 1000));
   parts.options.max_num_plans = std::min(settings.async_scheduling ? 2 : 1, info.max_in_flight);
   parts.grammars = [model = settings.model, tokenizer = settings.tokenizer.value_or(settings.model),

@@ -217,7 +217,8 @@ TEST(CommandLine, NotedOptionsSaySo) {
 TEST(CommandLine, RefusedOptionsGiveTheReasonAndOnlyWhenOn) {
   EXPECT_THAT(refused({"m", "--enable-lora"}), HasSubstr("enable_lora: LoRA adapters are not supported"));
   EXPECT_THAT(refused({"m", "--enable-lora", "--max-loras", "4"}), HasSubstr("enable_lora, max_loras: LoRA"));
-  EXPECT_THAT(refused({"m", "--enable-dbo"}), HasSubstr("enable_dbo: not in this version yet"));
+  EXPECT_THAT(refused({"m", "--enable-dbo"}), HasSubstr("enable_dbo: needs data_parallel_size above 1"));
+  EXPECT_THAT(refused({"m", "-dp", "2", "--enable-dbo"}), HasSubstr("enable_dbo: needs enable_expert_parallel"));
   parse({"m", "--no-enable-lora", "--no-enable-dbo", "--enable-eplb=false", "--pipeline-parallel-size", "1"});
   parse({"m", "--allowed-methods", R"(["*"])", "--watermark", "0.0", "--quantization", "FP8"});
   EXPECT_THAT(refused({"m", "--allowed-methods", R"(["GET"])"}), HasSubstr("CORS"));
@@ -470,9 +471,7 @@ TEST(WideEpCommand, RefusalsNameWhatIsMissingAndNothingElse) {
   EXPECT_EQ(out.error().message,
             "data_parallel_start_rank, data_parallel_hybrid_lb, data_parallel_address, data_parallel_rpc_port 29551: "
             "not in this version yet: a deployment over several nodes\n"
-            "enable_expert_parallel: not in this version yet: expert parallelism\n"
             "enable_eplb: not in this version yet: expert load balancing\n"
-            "enable_dbo: not in this version yet: dual-batch overlap\n"
             "kv_transfer_config: not in this version yet: prefill/decode disaggregation");
 }
 

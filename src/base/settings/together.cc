@@ -80,6 +80,8 @@ void check_experts(const Settings& s, Lines& problems) {
     problems.add("enable_eplb", "needs data_parallel_size above 1: one rank has nothing to balance");
   if (s.enable_dbo && s.data_parallel_size == 1)
     problems.add("enable_dbo", "needs data_parallel_size above 1: one rank has no communication to hide");
+  else if (s.enable_dbo && !s.enable_expert_parallel)
+    problems.add("enable_dbo", "needs enable_expert_parallel: ranks with all experts have no communication to hide");
 }
 
 void check_kv_transfer(const Settings& s, Lines& problems) {
