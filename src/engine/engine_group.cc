@@ -272,7 +272,7 @@ bool Engine::may_leave() {
   {
     const std::lock_guard lock(mutex_);
     if (stopping_) return true;
-    if (!draining_ || !mailbox_.empty()) return false;
+    if (!drained_at_ || !mailbox_.empty()) return false;
   }
   const auto drained_for = Clock::now() - *drained_at_;
   const bool alone = !voter_.formed() && drained_for >= kDrainWithoutGroup;
