@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/log.h"
+#include "backend/cuda_library.h"
 #include "engine/scheduler_options.h"
 #include "exec/fake_executor.h"
 #include "exec/local_executor.h"
@@ -66,7 +67,8 @@ Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, i
   options.hf_overrides = s.hf_overrides.text;
   options.load_format = s.load_format == "dummy" ? "dummy" : "auto";
   options.seed = static_cast<uint64_t>(s.seed);
-  options.device = s.cpu_backend;
+  options.device = backend::resolve_device(s.device);
+  if (options.device == "cpu") options.device = s.cpu_backend;
   options.backend.num_threads = threads_per_engine(s);
   options.backend.fp8_activations = s.fp8_activations;
   options.backend.batch_invariant = s.batch_invariant;

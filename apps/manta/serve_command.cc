@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "backend/cuda_library.h"
 #include "base/log.h"
 #include "base/settings.h"
 #include "manta/commands.h"
@@ -140,6 +141,13 @@ int run_serve(const Args& args) {
   for (const auto& note : parsed->notes) spdlog::info("{}", note);
   for (const auto& changed : changed_settings(*parsed)) spdlog::info("{}", changed);
   warn_of_meaningless_outputs(parsed->settings);
+  if (parsed->settings.device == "cuda") {
+    // Said once, here, rather than by every engine that then cannot start.
+    if (const Status usable = backend::probe_cuda(); !usable.ok()) {
+      spdlog::error("{}", usable.error().message);
+      return 2;
+    }
+  }
   auto settings = with_local_model(parsed->settings, env);
   if (!settings.ok()) {
     spdlog::error("{}", settings.error().message);

@@ -35,6 +35,7 @@ struct Caps {
   DType wire_dtype = DType::kF32;   // of rows handed to an ExpertTransport
   bool can_capture = false;         // run() with a GraphKey replays
   bool batch_invariant = true;      // a row's value does not depend on its neighbours
+  int max_steps_in_flight = 1;      // steps that may be planned and run before the oldest is finished
   ep::ExpertLayout decode_layout = ep::ExpertLayout::kContiguous;
 };
 
@@ -186,11 +187,12 @@ class Backend {
   virtual Result<std::unique_ptr<ep::ExpertTransport>> make_transport(const ep::TransportOptions& options) = 0;
 
   // ---- each step -------------------------------------------------------------------------------------------------
-  // Host side: applies released and admitted slots, appends blocks, fills the views' metadata.
+  // Host side: applies released and admitted slots, appends blocks, fills the views' metadata. May come before the
+  // steps in flight (caps().max_steps_in_flight) are finished: a decode row's token and position are the device's.
   virtual Status plan(const StepInputs& inputs, std::vector<StepView>& microbatches) = 0;
   // Runs the driver. With a key: captured the first time, replayed after. Null: eager. Returns when enqueued.
   virtual Status run(const GraphKey* key, std::span<const StepView> microbatches, const DriverFn& driver) = 0;
-  // Waits for the step and reads the results back.
+  // Waits for the oldest step in flight and reads its results back.
   virtual Result<StepOutputs> finish() = 0;
 
   // ---- stages, in the order the driver calls them -----------------------------------------------------------------

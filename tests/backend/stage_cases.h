@@ -5,6 +5,7 @@
 // beyond a step's rows must still be 0xff afterwards. For a backend on a device, Access moves the bytes.
 #pragma once
 
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -32,12 +33,17 @@ struct Access {
   std::function<void(const Tensor& to, const void* from)> write = [](const Tensor& to, const void* from) {
     std::memcpy(to.data, from, to.num_elements() * dtype_bytes(to.dtype));
   };
+  // Memory that the backend's stages can read and write.
+  std::function<std::shared_ptr<void>(size_t)> allocate = [](size_t num_bytes) {
+    return std::shared_ptr<void>(std::malloc(num_bytes + 1), std::free);
+  };
 };
 
 struct Subject {
   std::function<Result<std::unique_ptr<Backend>>()> make;
   StageBounds bounds;
   Access access;
+  std::string fp8_activations = "none";  // of ref; make() must make its backend likewise
 };
 
 // A slice of a case: `history` tokens are in the cache already, then num_rows rows.

@@ -40,7 +40,9 @@ class CaseRun {
       : case_(stage_case),
         bounds_(subject.bounds),
         map_(*ep::linear_expert_map(2, stage_case.shape.n_routed_experts, 0, 1, {})) {
-    make_ref_ = [&stage_case] { return ref::make_ref_backend({.num_threads = stage_case.num_threads}); };
+    make_ref_ = [&] {
+      return ref::make_ref_backend({.num_threads = stage_case.num_threads, .fp8_activations = subject.fp8_activations});
+    };
     bias_ = make_bias();
     set_up(ref_, make_ref_, {});
     set_up(own_, subject.make, subject.access);
@@ -401,20 +403,27 @@ void CaseRun::experts(ep::ExpertLayout layout, const std::vector<int>& counts) {
   }
   const auto run_on = [&](Rig& rig) {
     const DType wire = rig.backend->caps().wire_dtype;
-    std::vector<uint8_t> hidden(in.size() * dtype_bytes(wire)), output(hidden.size(), 0xff);
+    const size_t num_bytes = in.size() * dtype_bytes(wire);
+    const auto hidden = rig.access.allocate(num_bytes), output = rig.access.allocate(num_bytes);
+    const auto counted = [&rig](const void* from, int64_t count) {
+      auto memory = rig.access.allocate(count * sizeof(int32_t));
+      rig.access.write(make_tensor(memory.get(), DType::kI32, {count}), from);
+      return memory;
+    };
+    const auto offset_memory = counted(offsets.data(), n + 1), count_memory = counted(counts.data(), n);
     ep::ExpertBatch batch;
     batch.layout = layout;
     batch.hidden =
-        masked ? make_tensor(hidden.data(), wire, {n, most, d}) : make_tensor(hidden.data(), wire, {num_rows, d});
+        masked ? make_tensor(hidden.get(), wire, {n, most, d}) : make_tensor(hidden.get(), wire, {num_rows, d});
     batch.output = batch.hidden;
-    batch.output.data = output.data();
-    std::vector<int32_t> num(counts.begin(), counts.end());
-    batch.row_offsets = make_tensor(offsets.data(), DType::kI32, {n + 1});
-    batch.num_rows = make_tensor(num.data(), DType::kI32, {n});
+    batch.output.data = output.get();
+    batch.row_offsets = make_tensor(offset_memory.get(), DType::kI32, {n + 1});
+    batch.num_rows = make_tensor(count_memory.get(), DType::kI32, {n});
     batch.max_rows = masked ? most : offsets[n];
-    write_floats({}, batch.hidden, in);
+    fill(rig.access, batch.output, 0xff);
+    write_floats(rig.access, batch.hidden, in);
     rig.backend->experts(rig.lane(), rig.model.experts, batch);
-    return read_floats({}, batch.output);
+    return read_floats(rig.access, batch.output);
   };
   const auto a = run_on(own_), b = run_on(ref_);
   expect_close("output", a, b, d, valid, bounds_.stream);

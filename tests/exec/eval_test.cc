@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "backend/cuda_library.h"
 #include "eval_prompts.h"
 #include "model/safetensors.h"
 #include "serving.h"
@@ -88,10 +89,16 @@ std::vector<sched::Request> greedy(const std::vector<std::vector<TokenId>>& prom
   return out;
 }
 
+// Where there is a GPU, it too.
+std::vector<std::string> devices(std::vector<std::string> names) {
+  if (backend::resolve_device("auto") == "cuda") names.emplace_back("cuda");
+  return names;
+}
+
 class AgainstHuggingFace : public ::testing::TestWithParam<std::string> {};
 
-// How many of the first greedy tokens must be equal. float32 (ref): all. bf16 (cpu): up to the end token, while the
-// two best of Hugging Face are further apart than bf16 can confuse.
+// How many of the first greedy tokens must be equal. float32 (ref): all. bf16 (cpu, cuda): up to the end token, while
+// the two best of Hugging Face are further apart than bf16 can confuse.
 size_t num_binding(const GoldenPrompt& prompt, const std::string& device) {
   if (device == "ref") return prompt.greedy_ids.size();
   constexpr float kGap = 0.05f;
@@ -123,16 +130,18 @@ TEST_P(AgainstHuggingFace, GreedyTexts) {
   EXPECT_GT(num_compared, 200u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Devices, AgainstHuggingFace, ::testing::Values("cpu", "ref"),
+INSTANTIATE_TEST_SUITE_P(Devices, AgainstHuggingFace, ::testing::ValuesIn(devices({"cpu", "ref"})),
                          [](const auto& test) { return test.param; });
 
 // Within half a point of Hugging Face's accuracy on all 600 prompts. Without MANTA_ALL_TESTS every tenth runs, on which
 // a prompt weighs ten times as much and the bound is wider.
-TEST(Eval, AccuracyIsHuggingFaces) {
+class Eval : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(Eval, AccuracyIsHuggingFaces) {
   const bool all = all_tests();
   const EvalPrompts eval;
   const auto prompts = eval.some(all ? 600 : 60);
-  auto executor = make_local_executor(tiny("cpu"));
+  auto executor = make_local_executor(tiny(GetParam()));
   ASSERT_TRUE(executor.ok()) << executor.error().message;
   std::vector<std::vector<TokenId>> inputs;
   for (const auto& prompt : prompts) inputs.push_back(prompt.tokens);
@@ -142,9 +151,13 @@ TEST(Eval, AccuracyIsHuggingFaces) {
   for (size_t i = 0; i < prompts.size(); ++i) num_right += eval.is_right(prompts[i], got[i].tokens);
   const double accuracy = 100.0 * num_right / static_cast<double>(prompts.size());
   const double hf = 100.0 * nlohmann::json::parse(std::ifstream("tests/golden/metrics.json"))["accuracy"].get<double>();
-  std::printf("accuracy %.2f %% of %zu prompts, Hugging Face %.2f %% of 600\n", accuracy, prompts.size(), hf);
+  std::printf("%s: accuracy %.2f %% of %zu prompts, Hugging Face %.2f %% of 600\n", GetParam().c_str(), accuracy,
+              prompts.size(), hf);
   EXPECT_NEAR(accuracy, hf, all ? 0.5 : 8.0);
 }
+
+INSTANTIATE_TEST_SUITE_P(Devices, Eval, ::testing::ValuesIn(devices({"cpu"})),
+                         [](const auto& test) { return test.param; });
 
 }  // namespace
 }  // namespace manta::exec

@@ -1,0 +1,66 @@
+// Row-wise kernels of the residual stream: add + RMSNorm (+ quantise), embedding rows, merge, quantise.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace manta::backend::cuda {
+
+// For row i: x = hidden[source row] (+ residual[source row]); residual = x where asked for; y = x / rms(x) * gain, in
+// float32 from the unrounded sum. Outputs that are null are not made. FP8: e4m3 with a scale per 128 columns.
+struct AddRmsNorm {
+  const __nv_bfloat16* hidden = nullptr;  // [*, d]
+  int64_t hidden_stride = 0;
+  __nv_bfloat16* residual = nullptr;     // [*, d], null: none
+  bool add_residual = false;             // else residual is only written
+  const int32_t* source_rows = nullptr;  // [num_rows], null: row i; negative counts as 0
+  const float* gain = nullptr;           // [d]
+  float eps = 0;
+  int num_rows = 0;
+  int d = 0;
+  __nv_bfloat16* out = nullptr;      // [num_rows, out_stride]
+  __nv_bfloat16* out_low = nullptr;  // what rounding took from out, rounded itself; same stride
+  int64_t out_stride = 0;
+  uint8_t* out_fp8 = nullptr;  // [num_rows, d]
+  float* out_scale = nullptr;  // [num_rows, ceil(d / 128)]
+  bool ue8m0 = false;
+};
+void add_rms_norm(const AddRmsNorm& a, cudaStream_t stream);
+
+// q [num_rows, d], scale [num_rows, ceil(d/128)] = x. With plane_rows, row i comes from row first + i % plane_rows of
+// plane i / plane_rows: the window of a masked expert batch, packed.
+struct QuantizeRows {
+  const __nv_bfloat16* x = nullptr;
+  int64_t x_stride = 0;
+  int64_t num_rows = 0;
+  int d = 0;
+  bool ue8m0 = false;
+  int64_t first = 0, plane_rows = 0, plane = 0;
+  uint8_t* q = nullptr;
+  float* scale = nullptr;
+};
+void quantize_rows(const QuantizeRows& a, cudaStream_t stream);
+
+// out [rows, d] = table [ids[row], d]
+void embed_rows(const __nv_bfloat16* table, const int32_t* ids, int num_rows, int d, __nv_bfloat16* out,
+                cudaStream_t stream);
+
+// hidden = combined + shared (null: combined alone); n values.
+void merge_rows(const float* combined, const __nv_bfloat16* shared, __nv_bfloat16* hidden, int64_t n,
+                cudaStream_t stream);
+
+// out [rows, n] = silu(in [rows, 0:n]) * in [rows, n:2n], in bf16 or quantised like quantize_rows.
+struct SiluMultiply {
+  const __nv_bfloat16* in = nullptr;
+  int64_t num_rows = 0;
+  int n = 0;
+  __nv_bfloat16* out = nullptr;
+  uint8_t* out_fp8 = nullptr;
+  float* out_scale = nullptr;
+  bool ue8m0 = false;
+};
+void silu_multiply(const SiluMultiply& a, cudaStream_t stream);
+
+}  // namespace manta::backend::cuda

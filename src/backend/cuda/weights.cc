@@ -1,0 +1,108 @@
+#include "backend/cuda/weights.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "backend/host/float_formats.h"
+
+namespace manta::backend::cuda {
+namespace {
+
+Error invalid(std::string message) {
+  return error(ErrorCode::kInvalidArgument, std::move(message));
+}
+
+Result<void*> upload(DeviceMemory& memory, const void* from, size_t num_bytes) {
+  MANTA_ASSIGN(void* to, memory.allocate_bytes("a weight", num_bytes));
+  MANTA_TRY(check_cuda(cudaMemcpy(to, from, num_bytes, cudaMemcpyHostToDevice), "a weight's copy to the device"));
+  return to;
+}
+
+// F32 and F16 as bf16.
+Result<std::vector<uint16_t>> rounded(const WeightView& weight) {
+  std::vector<float> stored(weight.data.num_elements());
+  MANTA_TRY(host::to_f32(weight, stored.data()));
+  std::vector<uint16_t> bits(stored.size());
+  std::transform(stored.begin(), stored.end(), bits.begin(), host::to_bf16);
+  return bits;
+}
+
+Status check_scales(const WeightView& w) {
+  const int64_t rows = (w.data.shape[0] + 127) / 128, cols = (w.data.shape[1] + 127) / 128;
+  const Tensor& s = w.scale_inv;
+  if (s.data != nullptr && s.dtype == DType::kF32 && s.rank == 2 && s.shape[0] == rows && s.shape[1] == cols &&
+      s.is_contiguous()) {
+    return {};
+  }
+  return invalid(fmt::format("{} needs weight_scale_inv F32[{}, {}], found {}", w.data.describe(), rows, cols,
+                             s.data == nullptr ? "none" : s.describe()));
+}
+
+Result<PackedWeightPtr> pack_matrix(const WeightView& w, bool keep_fp8) {
+  const Tensor& data = w.data;
+  auto out = std::make_unique<MatrixWeight>();
+  out->n = static_cast<int>(data.shape[0]);
+  out->k = static_cast<int>(data.shape[1]);
+  if (out->k % 8 != 0) {
+    return invalid(
+        fmt::format("a matrix {}: the cuda backend needs its last axis to be a multiple of 8", data.describe()));
+  }
+  if (data.dtype == DType::kF8E4M3 && keep_fp8) {
+    MANTA_TRY(check_scales(w));
+    out->is_fp8 = true;
+    MANTA_ASSIGN(out->data, upload(out->memory, data.data, data.num_elements()));
+    MANTA_ASSIGN(void* scale, upload(out->memory, w.scale_inv.data, w.scale_inv.num_elements() * sizeof(float)));
+    out->scale = static_cast<const float*>(scale);
+  } else if (data.dtype == DType::kBF16) {
+    MANTA_ASSIGN(out->data, upload(out->memory, data.data, data.num_elements() * sizeof(uint16_t)));
+  } else {
+    MANTA_ASSIGN(const std::vector<uint16_t> bits, rounded(w));
+    MANTA_ASSIGN(out->data, upload(out->memory, bits.data(), bits.size() * sizeof(uint16_t)));
+  }
+  return PackedWeightPtr(std::move(out));
+}
+
+Result<PackedWeightPtr> pack_vector(const WeightView& w) {
+  std::vector<float> stored(w.data.num_elements());
+  MANTA_TRY(host::to_f32(w, stored.data()));
+  auto out = std::make_unique<VectorWeight>();
+  MANTA_ASSIGN(void* to, upload(out->memory, stored.data(), stored.size() * sizeof(float)));
+  out->values = static_cast<float*>(to);
+  return PackedWeightPtr(std::move(out));
+}
+
+Result<PackedWeightPtr> pack_kv_up(const WeightView& w, const ModelShape& s) {
+  const int heads = s.num_attention_heads, nope = s.qk_nope_head_dim, v = s.v_head_dim, latent = s.kv_lora_rank;
+  if (w.data.shape[0] != int64_t{heads} * (nope + v) || w.data.shape[1] != latent) {
+    return invalid(fmt::format("kv_b_proj is {}, must be [{}, {}] ({} heads of {} + {})", w.data.describe(),
+                               heads * (nope + v), latent, heads, nope, v));
+  }
+  MANTA_ASSIGN(const PackedWeightPtr stored, pack_matrix(w, true));
+  auto out = std::make_unique<KvUpWeight>();
+  MANTA_ASSIGN(Tensor key_up, out->memory.allocate("W_UK", DType::kBF16, {heads, latent, nope}));
+  MANTA_ASSIGN(Tensor value_up, out->memory.allocate("W_UV", DType::kBF16, {heads, v, latent}));
+  out->key_up = static_cast<__nv_bfloat16*>(key_up.data);
+  out->value_up = static_cast<__nv_bfloat16*>(value_up.data);
+  const MatrixWeight& m = matrix(stored);
+  split_kv_up({m.data, m.scale, heads, nope, v, latent, out->key_up, out->value_up}, cudaStreamPerThread);
+  MANTA_TRY(check_cuda(cudaStreamSynchronize(cudaStreamPerThread), "kv_b_proj's split"));
+  return PackedWeightPtr(std::move(out));
+}
+
+}  // namespace
+
+Result<PackedWeightPtr> pack_weight(const WeightView& weight, WeightRole role, const ModelShape& shape) {
+  const Tensor& data = weight.data;
+  const bool is_vector = role == WeightRole::kNorm || role == WeightRole::kBias;
+  if (data.rank != (is_vector ? 1 : 2)) {
+    return invalid(
+        fmt::format("a weight {} where one with {} is needed", data.describe(), is_vector ? "one axis" : "two axes"));
+  }
+  if (!data.is_contiguous()) return invalid(fmt::format("{}: a weight must be contiguous", data.describe()));
+  if (is_vector) return pack_vector(weight);
+  if (role == WeightRole::kKvUp) return pack_kv_up(weight, shape);
+  return pack_matrix(weight, role == WeightRole::kLinear);
+}
+
+}  // namespace manta::backend::cuda
