@@ -8,8 +8,8 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
-#include "base/log.h"
 #include "backend/cuda_library.h"
+#include "base/log.h"
 #include "engine/scheduler_options.h"
 #include "exec/fake_executor.h"
 #include "exec/local_executor.h"
@@ -61,6 +61,23 @@ std::optional<ep::ExpertLayout> layout_of(const std::string& all2all_backend) {
   return masked ? ep::ExpertLayout::kMasked : ep::ExpertLayout::kContiguous;
 }
 
+// What is captured on a device that can: decode steps, whole. A prefill step is never captured.
+void choose_captures(const Settings& s, exec::LocalExecutorOptions& options) {
+  const std::string mode = s.compilation_config.cudagraph_mode.value_or("FULL_DECODE_ONLY");
+  options.capture_steps = !s.enforce_eager && mode != "NONE";
+  for (const int64_t size : s.compilation_config.cudagraph_capture_sizes) {
+    options.capture_sizes.push_back(static_cast<int>(size));
+  }
+  if (const auto most = s.compilation_config.max_cudagraph_capture_size) {
+    std::erase_if(options.capture_sizes, [&](int size) { return size > *most; });
+    options.max_capture_size = static_cast<int>(*most);
+  }
+  if (options.device == "cuda" && mode.find("PIECEWISE") != std::string::npos) {
+    spdlog::info("cudagraph_mode {}: manta captures whole decode steps (FULL_DECODE_ONLY) and runs prefill eagerly",
+                 mode);
+  }
+}
+
 Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, int rank, model::ProgressFn progress) {
   exec::LocalExecutorOptions options;
   options.model = s.model;
@@ -81,6 +98,8 @@ Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, i
     options.num_speculative_tokens = static_cast<int>(s.speculative_config.num_speculative_tokens.value_or(1));
   }
   options.max_in_flight = s.async_scheduling ? 2 : 1;
+  options.device_memory_utilization = s.gpu_memory_utilization;
+  choose_captures(s, options);
   options.num_blocks = static_cast<int>(s.num_gpu_blocks_override.value_or(0));
   options.cache_bytes = static_cast<size_t>(s.kv_cache_memory_bytes.value_or(0));
   if (expert_group_size(s) > 0) {

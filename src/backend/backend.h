@@ -39,6 +39,12 @@ struct Caps {
   ep::ExpertLayout decode_layout = ep::ExpertLayout::kContiguous;
 };
 
+// Memory of a device of its own. Both 0: the backend works in the host's.
+struct DeviceMemoryBytes {
+  size_t free = 0;
+  size_t total = 0;
+};
+
 // Bounds everything is sized for, once.
 struct Limits {
   int max_num_seqs = 0;            // slots
@@ -178,6 +184,7 @@ class Backend {
   virtual Status init(const ModelShape& shape, const Limits& limits) = 0;
   // Copies what it keeps. The loader calls it from several threads at once: no shared state, no team of its own.
   virtual Result<PackedWeightPtr> pack(const WeightView& weight, WeightRole role) = 0;
+  virtual DeviceMemoryBytes device_memory() const { return {}; }
   // Bytes that make_activations and init will have taken, for the ledger; callable after init.
   virtual size_t workspace_bytes() const = 0;
   virtual Status make_cache(const kv::CacheGeometry& geometry) = 0;  // owned here
@@ -192,7 +199,8 @@ class Backend {
   virtual Status plan(const StepInputs& inputs, std::vector<StepView>& microbatches) = 0;
   // Runs the driver. With a key: captured the first time, replayed after. Null: eager. Returns when enqueued.
   virtual Status run(const GraphKey* key, std::span<const StepView> microbatches, const DriverFn& driver) = 0;
-  // Waits for the oldest step in flight and reads its results back.
+  // Waits for the oldest step in flight and reads its results back. Where several may be in flight, another thread may
+  // call it than the one that plans and runs.
   virtual Result<StepOutputs> finish() = 0;
 
   // ---- stages, in the order the driver calls them -----------------------------------------------------------------

@@ -84,6 +84,7 @@ Result<std::unique_ptr<DeviceModel>> DeviceModel::load(const LocalExecutorOption
   MANTA_TRY(model->make_transport());
   MANTA_TRY(model->make_cache());
   MANTA_TRY(model->make_driver());
+  MANTA_TRY(model->capture_steps());
   return model;
 }
 
@@ -101,6 +102,7 @@ Status DeviceModel::load_config() {
 
 Status DeviceModel::make_backend() {
   MANTA_ASSIGN(backend_, backend::make_backend(options_.device, options_.backend));
+  device_memory_ = backend_->device_memory();
   backend::Limits limits;
   limits.max_num_seqs = options_.max_num_seqs;
   limits.max_num_tokens = options_.max_num_batched_tokens;
@@ -197,12 +199,18 @@ int DeviceModel::num_blocks_for(size_t bytes) const {
 Result<int> DeviceModel::choose_num_blocks() const {
   const int per_request = (options_.max_model_len + options_.block_size - 1) / options_.block_size;
   const size_t block_bytes = info_.geometry.bytes_per_block();
-  const size_t available = available_memory_bytes();
+  const bool on_device = device_memory_.total > 0;
+  const size_t available = on_device ? 0 : available_memory_bytes();
   int blocks = options_.num_blocks;
   if (blocks == 0 && options_.cache_bytes > 0) blocks = num_blocks_for(options_.cache_bytes);
   if (blocks == 0 && options_.cache_bytes == 0) {
-    const auto share = static_cast<size_t>(static_cast<double>(available) * kDefaultCacheShare);
-    const size_t bound = std::min(kMaxDefaultCacheBytes, share / std::max(1, options_.num_local_ranks));
+    size_t bound = 0;
+    if (on_device) {
+      MANTA_ASSIGN(bound, device_cache_bytes());
+    } else {
+      const auto share = static_cast<size_t>(static_cast<double>(available) * kDefaultCacheShare);
+      bound = std::min(kMaxDefaultCacheBytes, share / std::max(1, options_.num_local_ranks));
+    }
     blocks = static_cast<int>(std::min<int64_t>(int64_t{per_request} * options_.max_num_seqs, num_blocks_for(bound)));
   }
   if (blocks < per_request) {
@@ -219,6 +227,26 @@ Result<int> DeviceModel::choose_num_blocks() const {
                              blocks, blocks * block_bytes, available));
   }
   return blocks;
+}
+
+// What the ledger leaves of the device. Activations are counted before they are taken.
+Result<size_t> DeviceModel::device_cache_bytes() const {
+  constexpr size_t kForGraphs = size_t{1} << 30;  // captured steps, and what the driver takes for kernels
+  const auto planned =
+      static_cast<size_t>(static_cast<double>(device_memory_.total) * options_.device_memory_utilization);
+  const size_t others = device_memory_.total - device_memory_.free;
+  size_t taken = others + kForGraphs;
+  std::string lines = fmt::format("{} by others, {} for graphs", others, kForGraphs);
+  for (const auto& line : info_.memory) {
+    taken += line.bytes;
+    lines += fmt::format(", {} for {}", line.bytes, line.name);
+  }
+  if (taken < planned) return planned - taken;
+  return error(ErrorCode::kResourceExhausted,
+               fmt::format("no GPU memory is left for the cache: {} bytes of {} may be planned "
+                           "(--gpu-memory-utilization {}), {} are taken ({}): lower --max-num-batched-tokens or "
+                           "--max-num-seqs, or raise --gpu-memory-utilization",
+                           planned, device_memory_.total, options_.device_memory_utilization, taken, lines));
 }
 
 // After everything else, because the cache takes what is left.
@@ -265,16 +293,33 @@ Status DeviceModel::plan(const backend::StepInputs& inputs) {
   return {};
 }
 
-Result<backend::StepOutputs> DeviceModel::run(const backend::StepInputs& inputs, bool run_layers) {
-  MANTA_TRY(plan(inputs));
-  if (run_layers) {
-    MANTA_TRY(backend_->run(nullptr, views_, [this](auto microbatches) { driver_->run(microbatches); }));
-  }
+int DeviceModel::max_started() const {
+  // A connector's loads and sends, and peers that may fail in the middle of a step, go one step at a time.
+  return connector_ == nullptr && options_.ep_size == 1 ? backend_->caps().max_steps_in_flight : 1;
+}
+
+Status DeviceModel::start(const backend::StepInputs& inputs, bool run_layers) {
+  const std::optional<backend::GraphKey> key = run_layers ? graph_key(inputs) : std::nullopt;
+  backend::StepInputs padded = inputs;
+  if (key) padded.padded_num_tokens = key->padded_num_tokens;
+  MANTA_TRY(plan(padded));
+  // Without layers too: what was planned must be over before the next plan.
+  if (!run_layers) return backend_->run(nullptr, views_, [](auto) {});
+  return backend_->run(key && options_.capture_steps ? &*key : nullptr, views_,
+                       [this](auto microbatches) { driver_->run(microbatches); });
+}
+
+Result<backend::StepOutputs> DeviceModel::finish() {
   auto outputs = backend_->finish();
   if (const Status peers = transport_ ? transport_->status() : Status{}; !peers.ok()) {
     return error(ErrorCode::kAborted, peers.error().message);
   }
   return outputs;
+}
+
+Result<backend::StepOutputs> DeviceModel::run(const backend::StepInputs& inputs, bool run_layers) {
+  MANTA_TRY(start(inputs, run_layers));
+  return finish();
 }
 
 void DeviceModel::abort(Epoch epoch) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,14 @@ struct LocalExecutorOptions {
   int num_blocks = 0;
   size_t cache_bytes = 0;
   int num_local_ranks = 1;  // that share this machine's memory
+  // Of a device with memory of its own: the share that may be planned, other processes' use included.
+  double device_memory_utilization = 0.92;
+
+  // Steps of decode rows alone are padded to the next of these sizes on a device that can capture them; larger ones run
+  // as they are. Captured at start and replayed with capture_steps, else run eagerly, with the same bits.
+  std::vector<int> capture_sizes;  // ascending; empty: 1, 2, 4, 8, then multiples of 8, 16, 32
+  int max_capture_size = 1024;
+  bool capture_steps = true;
 
   int num_redundant_experts = 0;
   ep::TransportOptions transport;  // between EP ranks
@@ -68,6 +77,11 @@ class DeviceModel {
   // One step from its inputs to its outputs; waits for the device. `run_layers` is false for steps without rows that
   // no other rank waits for. kAborted: a peer is gone.
   Result<backend::StepOutputs> run(const backend::StepInputs& inputs, bool run_layers);
+  // The same in two halves: up to max_started() steps may be started before the oldest is finished, each half in a
+  // thread of its own.
+  Status start(const backend::StepInputs& inputs, bool run_layers);
+  Result<backend::StepOutputs> finish();
+  int max_started() const;
   // As Executor::form_group() and abort().
   Status form_group(const ep::EpTopology& topology);
   void abort(Epoch epoch);
@@ -86,6 +100,11 @@ class DeviceModel {
   int num_blocks_for(size_t bytes) const;
   Result<int> choose_num_blocks() const;
   Status plan(const backend::StepInputs& inputs);
+  void choose_capture_sizes();
+  Status capture_steps();
+  Status run_once(const backend::StepInputs& inputs);
+  std::optional<backend::GraphKey> graph_key(const backend::StepInputs& inputs) const;
+  Result<size_t> device_cache_bytes() const;
   Status release_all_slots();
   int tokens_per_round() const;
 
@@ -103,7 +122,9 @@ class DeviceModel {
   std::unique_ptr<CacheHook> hook_;
   std::unique_ptr<model::LayerDriver> driver_;
   std::vector<backend::StepView> views_;
-  std::vector<char> taken_;  // [max_num_seqs] whether the backend has a request in the slot
+  std::vector<int> capture_sizes_;
+  backend::DeviceMemoryBytes device_memory_;  // before anything was taken
+  std::vector<char> taken_;                   // [max_num_seqs] whether the backend has a request in the slot
 };
 
 // Memory that a new process could use without swapping: of the machine, or of the cgroup when that has less. 0:

@@ -29,12 +29,15 @@ class LocalExecutor : public Executor {
   explicit LocalExecutor(std::unique_ptr<DeviceModel> model)
       : model_(std::move(model)),
         inputs_(model_->info().max_num_seqs),
-        thread_([this](std::stop_token stop) { work(stop); }) {}
+        thread_([this](std::stop_token stop) { model_->max_started() > 1 ? start_steps(stop) : work(stop); }) {
+    if (model_->max_started() > 1) finisher_ = std::jthread([this](std::stop_token stop) { finish_steps(stop); });
+  }
 
   ~LocalExecutor() override {
     model_->abort(kEveryEpoch);  // a step that waits for another rank ends now
     std::lock_guard lock(mutex_);
     thread_.request_stop();
+    finisher_.request_stop();
     changed_.notify_all();
   }
 
@@ -124,6 +127,72 @@ class LocalExecutor : public Executor {
     }
   }
 
+  // A step on its way. A plan that could not be started waits for its turn too.
+  struct Started {
+    sched::StepPlan plan;
+    Clock::time_point begin;
+    std::optional<Error> error;
+  };
+
+  // Two threads where the device takes several steps: this one plans and enqueues, finish_steps() waits for results, so
+  // that the device finds its next step already there.
+  void start_steps(std::stop_token stop) {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [&] {
+        return stop.stop_requested() || (!plans_.empty() && static_cast<int>(started_.size()) < model_->max_started());
+      });
+      if (stop.stop_requested()) return;
+      Started step{std::move(plans_.front()), Clock::now(), std::nullopt};
+      plans_.pop_front();
+      const bool failed = failed_;
+      starting_ = true;
+      lock.unlock();
+      model_->clock().begin_step(step.plan.id);
+      const bool has_rows = !step.plan.prefills.empty() || !step.plan.decodes.empty();
+      if (failed) {
+        step.error = not_run(step.plan);
+      } else if (const Status s = model_->start(inputs_.build(step.plan), has_rows || step.plan.dp.dummy); !s.ok()) {
+        step.error = failure(step.plan, s.error());
+      }
+      lock.lock();
+      failed_ = failed_ || step.error.has_value();
+      starting_ = false;
+      started_.push_back(std::move(step));
+      changed_.notify_all();
+    }
+  }
+
+  void finish_steps(std::stop_token stop) {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [&] { return stop.stop_requested() || !started_.empty(); });
+      if (stop.stop_requested()) return;
+      const Started& step = started_.front();  // a deque that grows at its end moves nothing
+      lock.unlock();
+      Result<StepResult> result = step.error ? Result<StepResult>(*step.error) : finish(step);
+      lock.lock();
+      failed_ = failed_ || !result.ok();
+      started_.pop_front();
+      if (started_.empty() && !starting_) model_->clock().end_step();
+      results_.push_back(std::move(result));
+      changed_.notify_all();
+      if (wake_) wake_();
+    }
+  }
+
+  Result<StepResult> finish(const Started& step) {
+    auto outputs = model_->finish();
+    const auto now = Clock::now();
+    if (!outputs.ok()) return failure(step.plan, outputs.error());
+    StepResult result = inputs_.result(step.plan, std::move(outputs).value());
+    // From when it was begun, or the step before it was over: what it kept the device busy.
+    result.timing.forward_us =
+        std::chrono::duration_cast<std::chrono::microseconds>(now - std::max(step.begin, last_end_)).count();
+    last_end_ = now;
+    return result;
+  }
+
   Error not_run(const sched::StepPlan& plan) {
     // Loads and sends do not depend on the step that failed, and nobody would ask for them again.
     if (model_->kv_connector() != nullptr) model_->kv_connector()->start(plan.kv);
@@ -167,17 +236,21 @@ class LocalExecutor : public Executor {
   // The worker's own; the engine thread's while nothing is in flight.
   StepInputs inputs_;
   bool failed_ = false;
+  Clock::time_point last_end_;  // finish_steps()'s own
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<sched::StepPlan> plans_;       // submitted, not begun
+  std::deque<Started> started_;             // begun, not finished
+  bool starting_ = false;                   // start_steps() is at work on one that is in no queue
   std::deque<StepId> order_;                // submitted, not collected
   std::deque<Result<StepResult>> results_;  // run, not collected
   std::function<void()> wake_;
   int num_in_flight_ = 0;
   bool draining_ = false;
 
-  std::jthread thread_;  // last: joined before the rest goes
+  std::jthread finisher_;  // last, both: joined before the rest goes
+  std::jthread thread_;
 };
 
 }  // namespace
