@@ -184,7 +184,7 @@ Status CudaBackend::init_lane(StageLane& lane) {
   const bool moe = s.n_routed_experts > 0;
   if (moe) {
     MANTA_TRY(take(x.normed_low, t * d));
-    MANTA_TRY(take(x.gate_logits, t * s.n_routed_experts));
+    MANTA_TRY(take(x.gate_logits, 2 * gate_pieces(s.hidden_size) * t * s.n_routed_experts));
   }
   const int64_t shared = int64_t{s.moe_intermediate_size} * s.n_shared_experts;
   const int64_t inner =
@@ -199,6 +199,12 @@ Status CudaBackend::init_lane(StageLane& lane) {
   MANTA_TRY(take(x.quantized_inner, inner));
   // Rows of the widest kind have the fewest scales: a group may be cut short in each row.
   return take(x.inner_scales, inner / 128 + std::max(t, inner_rows()) * 2);
+}
+
+DeviceMemoryBytes CudaBackend::device_memory() const {
+  DeviceMemoryBytes bytes;
+  cudaMemGetInfo(&bytes.free, &bytes.total);
+  return bytes;
 }
 
 size_t CudaBackend::workspace_bytes() const {
@@ -254,9 +260,12 @@ Result<std::unique_ptr<ep::ExpertTransport>> CudaBackend::make_transport(const e
 
 Status CudaBackend::plan(const StepInputs& inputs, std::vector<StepView>& microbatches) {
   if (!table_) return error(ErrorCode::kFailedPrecondition, "plan before make_cache");
-  if (planned_ || in_flight_.size() >= kMaxInFlight) {
-    return error(ErrorCode::kFailedPrecondition,
-                 fmt::format("plan with {} steps in flight: finish() one first", in_flight_.size()));
+  {
+    const std::lock_guard lock(mutex_);
+    if (planned_ || in_flight_.size() >= kMaxInFlight) {
+      return error(ErrorCode::kFailedPrecondition,
+                   fmt::format("plan with {} steps in flight: finish() one first", in_flight_.size()));
+    }
   }
   MANTA_TRY(table_->check(inputs));
   MANTA_TRY(builder_->check(inputs));
@@ -273,7 +282,7 @@ Status CudaBackend::plan(const StepInputs& inputs, std::vector<StepView>& microb
   next_results_ = (next_results_ + 1) % kMaxInFlight;
   results.begin(inputs, *table_);
   planned_views_ = microbatches;
-  in_flight_.push_back(&results);
+  planned_results_ = &results;
   planned_ = true;
   return {};
 }
@@ -320,24 +329,32 @@ Status CudaBackend::run(const GraphKey* key, std::span<const StepView> microbatc
 
 // Behind the step's kernels, before the next step's.
 Status CudaBackend::fetch_results() {
-  StepResults& results = *in_flight_.back();
+  StepResults& results = *planned_results_;
   for (const StepView& view : planned_views_) {
     MANTA_TRY(results.copy(view, *buffers_[view.microbatch], builder_->pieces(view.microbatch), stream_));
   }
   if (map_ != nullptr) MANTA_TRY(results.copy_load(load_, map_->num_layers, map_->num_physical, stream_));
   MANTA_TRY(results.finish_copies(stream_));
-  return check_cuda(cudaGetLastError(), "a step's kernels");
+  MANTA_TRY(check_cuda(cudaGetLastError(), "a step's kernels"));
+  const std::lock_guard lock(mutex_);
+  in_flight_.push_back(&results);
+  return {};
 }
 
 Result<StepOutputs> CudaBackend::finish() {
-  if (in_flight_.empty()) return error(ErrorCode::kFailedPrecondition, "finish without a step in flight");
   if (planned_) {  // planned and not run: a step without rows, or one whose stages were called one by one
     planned_ = false;
     MANTA_TRY(fetch_results());
   }
-  StepResults& results = *in_flight_.front();
+  StepResults* results = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    if (in_flight_.empty()) return error(ErrorCode::kFailedPrecondition, "finish without a step in flight");
+    results = in_flight_.front();
+  }
+  auto out = results->take();
+  const std::lock_guard lock(mutex_);
   in_flight_.pop_front();
-  MANTA_ASSIGN(StepOutputs out, results.take());
   if (fault_) return *fault_;
   return out;
 }

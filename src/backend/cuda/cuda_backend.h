@@ -5,9 +5,11 @@
 // device, and one stream orders everything.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 
 #include "backend/backend.h"
@@ -33,12 +35,17 @@ struct Scratch {
   __nv_bfloat16* latent_out = nullptr;                     // [T, H * C]
   __nv_bfloat16* attn_out = nullptr;                       // [T, H * v]
   float *partial_out = nullptr, *partial_lse = nullptr;    // of splits
-  float* gate_logits = nullptr;                            // [T, E]
+  float* gate_logits = nullptr;                            // [2 * gate_pieces(D), T, E]
   __nv_bfloat16* mtp_pair = nullptr;                       // [T, 2 D]
   __nv_bfloat16 *gate_up = nullptr, *inner = nullptr;      // [rows, 2 I], [rows, I]: as many rows as there is room for
   uint8_t *quantized = nullptr, *quantized_inner = nullptr;  // an input of a product in FP8, and inner likewise
   float *scales = nullptr, *inner_scales = nullptr;
 };
+
+// Into how many pieces of whole scale blocks the router's product is cut along k.
+inline int gate_pieces(int hidden_size) {
+  return hidden_size % 1024 == 0 ? 8 : 1;
+}
 
 struct StageLane : CudaLane {
   using CudaLane::CudaLane;
@@ -67,6 +74,7 @@ class CudaBackend : public Backend {
   Result<PackedWeightPtr> pack(const WeightView& weight, WeightRole role) override {
     return pack_weight(weight, role, shape_);
   }
+  DeviceMemoryBytes device_memory() const override;
   size_t workspace_bytes() const override;
   Status make_cache(const kv::CacheGeometry& geometry) override;
   KvLayer cache_layer(int layer) override { return cache_.at(layer); }
@@ -158,11 +166,17 @@ class CudaBackend : public Backend {
   Upload upload_;
   std::vector<StepView> host_views_, planned_views_;
   StepResults results_[kMaxInFlight];
+  std::mutex mutex_;  // of in_flight_ and fault_: finish() may come from another thread
   std::deque<StepResults*> in_flight_;
-  bool planned_ = false;  // planned, not run
+  StepResults* planned_results_ = nullptr;
+  std::atomic<bool> planned_ = false;  // planned, not run
   int next_results_ = 0;
   std::map<GraphKey, Graph> graphs_;
   std::optional<Error> fault_;
+  void fault(Error error) {
+    const std::lock_guard lock(mutex_);
+    if (!fault_) fault_ = std::move(error);
+  }
 
   // The expert map as the device has it. Its memory comes with the first step that routes.
   const ep::ExpertMap* map_ = nullptr;

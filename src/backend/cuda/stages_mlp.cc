@@ -100,26 +100,35 @@ void CudaBackend::route(Lane& lane, const StepView& view, int layer, const Packe
   if (map_ != &map) {
     const Status status = attach_expert_map(map);
     if (!status.ok()) {
-      fault_ = status.error();
+      fault(status.error());
       return;
     }
   }
   auto* moe_input = static_cast<__nv_bfloat16*>(act.moe_input.data);
   add_norm(l, h, t, norm, false, true, moe_input);
+  // Few columns and a long k: k in pieces, each with logits of its own, which choose_experts adds up in order.
+  const int d = shape_.hidden_size, pieces = gate_pieces(d);
   BlockGemm g = {.a = l.scratch.normed_low,
-                 .a_stride = shape_.hidden_size,
+                 .a_stride = d,
                  .n = experts,
-                 .k = shape_.hidden_size,
+                 .k = d / pieces,
                  .c = l.scratch.gate_logits,
                  .c_f32 = true,
                  .c_stride = experts,
-                 .m = t};
+                 .m = t,
+                 .num_batches = pieces,
+                 .a_batch = d / pieces,
+                 .w_batch = d / pieces,
+                 .c_batch = int64_t{t} * experts,
+                 .w_stride = d};
   const GemmWeight weight = matrix(gate.weight).view();
   block_gemm(g, &weight, l.stream);
   g.a = moe_input;
-  g.accumulate = true;
+  g.c = l.scratch.gate_logits + pieces * g.c_batch;
   block_gemm(g, &weight, l.stream);
   choose_experts({.logits = l.scratch.gate_logits,
+                  .num_partials = 2 * pieces,
+                  .partial_stride = g.c_batch,
                   .bias = gate.correction_bias ? values(*gate.correction_bias) : nullptr,
                   .positions = view.positions.as<int32_t>(),
                   .logical_to_physical = logical_to_physical_ + int64_t{layer} * map.num_logical * map.max_replicas,
@@ -178,9 +187,9 @@ void CudaBackend::experts(Lane& lane, const ExpertWeights& weights, ep::ExpertBa
   const auto num_local = static_cast<int>(weights.local.size());
   const auto most = static_cast<int>(inner_rows());
   if (batch.hidden.dtype != DType::kBF16 || 2 * num_local > kMaxGroupedWeights) {
-    fault_ =
-        error(ErrorCode::kUnimplemented, fmt::format("{} experts with rows of {}: cuda takes at most {}, BF16",
-                                                     num_local, to_string(batch.hidden.dtype), kMaxGroupedWeights / 2));
+    fault(error(ErrorCode::kUnimplemented,
+                fmt::format("{} experts with rows of {}: cuda takes at most {}, BF16", num_local,
+                            to_string(batch.hidden.dtype), kMaxGroupedWeights / 2)));
     return;
   }
   if (num_local == 0 || batch.max_rows == 0) return;

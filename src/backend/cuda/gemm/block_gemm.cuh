@@ -26,6 +26,7 @@ struct GemmTile {
   static constexpr int kMT = kBM / kWarpsM / 16, kNT = kBN / kWarpsN / 8;  // 16 x 8 tiles of a warp
 };
 using SmallTile = GemmTile<16, 64, 1, 4, 5>;
+using MediumTile = GemmTile<64, 64, 2, 2, 4>;  // where large tiles are too few for the device
 using LargeTile = GemmTile<64, 128, 2, 4, 3>;
 
 // What one group of rows is to a pass.
@@ -74,31 +75,66 @@ __device__ bool find_group(const RowGroups& r, int tile, int& group, int& m_tile
   return false;
 }
 
-// Fills one stage's tile of an operand: rows of kBK elements, 1 or 2 bytes each; zeros where row_pointer gives null and
-// beyond k. `any`: some address of device memory.
-template <int kRows, int kElemBytes, int kThreads, typename RowPointer>
-__device__ __forceinline__ void load_tile(uint8_t* smem, const void* any, int k0, int k, RowPointer&& row_pointer) {
-  constexpr int kRowBytes = kBK * kElemBytes, kChunks = kRowBytes / 16;
-  const bool whole = k * kElemBytes % 16 == 0;  // else rows start at multiples of 8 only
-#pragma unroll
-  for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
-    const int row = i / kChunks, chunk = i % kChunks;
+// A thread's share of an operand's tile: the same 16 bytes of k of a few rows, stage after stage. Rows that do not
+// exist and what lies beyond k come as zeros.
+template <int kRows, int kElemBytes, int kThreads>
+struct TileLoader {
+  static constexpr int kRowBytes = kBK * kElemBytes, kChunks = kRowBytes / 16;
+  static constexpr int kRowStep = kThreads / kChunks, kShare = kRows / kRowStep;
+  static_assert(kThreads % kChunks == 0 && kRows % kRowStep == 0 && kRowStep % 2 == 0);
+
+  const uint8_t* from[kShare];  // null: zeros
+  const uint8_t* any;           // some address of device memory
+  int64_t row_bytes;
+  int to, chunk;
+  bool whole;  // else rows start at multiples of 8 bytes only
+
+  template <typename RowPointer>
+  __device__ __forceinline__ TileLoader(const void* any_address, int k, RowPointer&& row_pointer)
+      : any(static_cast<const uint8_t*>(any_address)),
+        row_bytes(int64_t{k} * kElemBytes),
+        chunk(threadIdx.x % kChunks),
+        whole(k * kElemBytes % 16 == 0) {
+    const int row = threadIdx.x / kChunks;
     const int swizzled = kElemBytes == 2 ? chunk ^ (row & 1) : chunk ^ ((row & 1) * 4);
-    uint8_t* to = smem + row * kRowBytes + swizzled * 16;
-    const auto* from = static_cast<const uint8_t*>(row_pointer(row));
-    const int64_t offset = int64_t{k0} * kElemBytes + chunk * 16;
-    const int64_t left = from == nullptr ? 0 : int64_t{k} * kElemBytes - offset;
-    if (whole) {
-      copy_async_16(to, left > 0 ? from + offset : any, left > 0 ? 16 : 0);
-    } else {
-      copy_async_8(to, left > 0 ? from + offset : any, left > 0 ? 8 : 0);
-      copy_async_8(to + 8, left > 8 ? from + offset + 8 : any, left > 8 ? 8 : 0);
+    to = row * kRowBytes + swizzled * 16;
+#pragma unroll
+    for (int i = 0; i < kShare; ++i) from[i] = static_cast<const uint8_t*>(row_pointer(row + i * kRowStep));
+  }
+
+  __device__ __forceinline__ void load(uint8_t* smem, int k_block) const {
+    const int64_t offset = int64_t{k_block} * kRowBytes + chunk * 16, left = row_bytes - offset;
+#pragma unroll
+    for (int i = 0; i < kShare; ++i) {
+      uint8_t* at = smem + to + i * kRowStep * kRowBytes;
+      const bool there = from[i] != nullptr && left > 0;
+      const uint8_t* source = there ? from[i] + offset : any;
+      if (whole) {
+        copy_async_16(at, source, there ? 16 : 0);
+      } else {
+        copy_async_8(at, source, there ? 8 : 0);
+        copy_async_8(at + 8, there && left > 8 ? source + 8 : any, there && left > 8 ? 8 : 0);
+      }
     }
   }
-}
+};
 
 // A thread's 16 values of k of one row, for four products: words (p0 p2)(p1 p3) of each four when kPaired, else
 // (p0 p1)(p2 p3).
+// FP8 on both sides stays FP8: two products of 32 k each from 16 bytes.
+__device__ __forceinline__ uint4 load_fp8_fragment(const uint8_t* smem, int row, int half) {
+  const int chunk = (half * 4 + threadIdx.x % 4) ^ ((row & 1) * 4);
+  return *reinterpret_cast<const uint4*>(smem + row * kBK + chunk * 16);
+}
+
+__device__ __forceinline__ void mma_fp8(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                        uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 template <int kElemBytes, bool kPaired>
 __device__ __forceinline__ void load_fragment(const uint8_t* smem, int row, int half, uint32_t (&out)[8]) {
   const int t = threadIdx.x % 4;
@@ -171,15 +207,15 @@ __global__ void __launch_bounds__(Tile::kThreads)
   const auto source_row = [&](int row) -> int64_t {
     return a_first + (g.a_rows != nullptr ? max(g.a_rows[row], 0) : row);
   };
+  const int64_t w_stride = (g.w_stride > 0 ? g.w_stride : g.k) * kWBytes;
+  const TileLoader<Tile::kBM, kABytes, Tile::kThreads> load_a(g.a, g.k, [&](int row) -> const void* {
+    return m0 + row < m ? a + source_row(m0 + row) * g.a_stride * kABytes : nullptr;
+  });
+  const TileLoader<Tile::kBN, kWBytes, Tile::kThreads> load_w(
+      g.a, g.k, [&](int row) -> const void* { return n0 + row < g.n ? w + (n0 + row) * w_stride : nullptr; });
   const auto load = [&](int kb) {
-    const int stage = kb % Tile::kStages;
-    load_tile<Tile::kBM, kABytes, Tile::kThreads>(
-        smem_a + stage * kAStage, g.a, kb * kBK, g.k, [&](int row) -> const void* {
-          return m0 + row < m ? a + source_row(m0 + row) * g.a_stride * kABytes : nullptr;
-        });
-    load_tile<Tile::kBN, kWBytes, Tile::kThreads>(
-        smem_w + stage * kWStage, g.a, kb * kBK, g.k,
-        [&](int row) -> const void* { return n0 + row < g.n ? w + (int64_t{n0} + row) * g.k * kWBytes : nullptr; });
+    load_a.load(smem_a + kb % Tile::kStages * kAStage, kb);
+    load_w.load(smem_w + kb % Tile::kStages * kWStage, kb);
   };
   for (int kb = 0; kb < Tile::kStages - 1; ++kb) {
     if (kb < num_k) load(kb);
@@ -205,25 +241,46 @@ __global__ void __launch_bounds__(Tile::kThreads)
 #pragma unroll
           for (int e = 0; e < 4; ++e) part_sum[i][j][e] = 0.0f;
     }
+    if constexpr (kAFp8) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t fa[Tile::kMT][2][8];
+      for (int half = 0; half < 2; ++half) {
+        uint4 fa[Tile::kMT][2];
 #pragma unroll
-      for (int i = 0; i < Tile::kMT; ++i) {
-        const int row = warp_m + i * 16 + lane / 4;
-        load_fragment<kABytes, kWFp8>(tile_a, row, half, fa[i][0]);
-        load_fragment<kABytes, kWFp8>(tile_a, row + 8, half, fa[i][1]);
-      }
+        for (int i = 0; i < Tile::kMT; ++i) {
+          fa[i][0] = load_fp8_fragment(tile_a, warp_m + i * 16 + lane / 4, half);
+          fa[i][1] = load_fp8_fragment(tile_a, warp_m + i * 16 + lane / 4 + 8, half);
+        }
 #pragma unroll
-      for (int j = 0; j < Tile::kNT; ++j) {
-        uint32_t fw[8];
-        load_fragment<kWBytes, false>(tile_w, warp_n + j * 8 + lane / 4, half, fw);
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
+        for (int j = 0; j < Tile::kNT; ++j) {
+          const uint4 fw = load_fp8_fragment(tile_w, warp_n + j * 8 + lane / 4, half);
 #pragma unroll
           for (int i = 0; i < Tile::kMT; ++i) {
-            const uint32_t f[4] = {fa[i][0][2 * q], fa[i][1][2 * q], fa[i][0][2 * q + 1], fa[i][1][2 * q + 1]};
-            mma_bf16(kScaled ? part_sum[i][j] : acc[i][j], f, fw[2 * q], fw[2 * q + 1]);
+            mma_fp8(part_sum[i][j], fa[i][0].x, fa[i][1].x, fa[i][0].y, fa[i][1].y, fw.x, fw.y);
+            mma_fp8(part_sum[i][j], fa[i][0].z, fa[i][1].z, fa[i][0].w, fa[i][1].w, fw.z, fw.w);
+          }
+        }
+      }
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        uint32_t fa[Tile::kMT][2][8];
+#pragma unroll
+        for (int i = 0; i < Tile::kMT; ++i) {
+          const int row = warp_m + i * 16 + lane / 4;
+          load_fragment<kABytes, kWFp8>(tile_a, row, half, fa[i][0]);
+          load_fragment<kABytes, kWFp8>(tile_a, row + 8, half, fa[i][1]);
+        }
+#pragma unroll
+        for (int j = 0; j < Tile::kNT; ++j) {
+          uint32_t fw[8];
+          load_fragment<kWBytes, false>(tile_w, warp_n + j * 8 + lane / 4, half, fw);
+#pragma unroll
+          for (int q = 0; q < 4; ++q) {
+#pragma unroll
+            for (int i = 0; i < Tile::kMT; ++i) {
+              const uint32_t f[4] = {fa[i][0][2 * q], fa[i][1][2 * q], fa[i][0][2 * q + 1], fa[i][1][2 * q + 1]};
+              mma_bf16(kScaled ? part_sum[i][j] : acc[i][j], f, fw[2 * q], fw[2 * q + 1]);
+            }
           }
         }
       }
@@ -283,6 +340,7 @@ int prepare_gemm_kernel() {
 template <bool kAFp8, bool kWFp8>
 int prepare_gemm_kernels() {
   int code = prepare_gemm_kernel<SmallTile, kAFp8, kWFp8, false>();
+  if (code == 0) code = prepare_gemm_kernel<MediumTile, kAFp8, kWFp8, false>();
   if (code == 0) code = prepare_gemm_kernel<LargeTile, kAFp8, kWFp8, false>();
   if (code == 0) code = prepare_gemm_kernel<SmallTile, kAFp8, kWFp8, true>();
   if (code == 0) code = prepare_gemm_kernel<LargeTile, kAFp8, kWFp8, true>();
@@ -299,12 +357,17 @@ void launch_gemm(const BlockGemm& g, const GemmWeight* weights, int num_weights,
       launch);
 }
 
-// Rows a group has on average decide the tile; both tiles give a row the same bits.
+// Rows a group has on average decide the tile; all tiles give a row the same bits.
 template <bool kAFp8, bool kWFp8>
 void choose_gemm(const BlockGemm& g, const GemmWeight* weights, bool grouped, cudaStream_t stream) {
   if (!grouped) {
     if (g.m <= 16) return launch_gemm<SmallTile, kAFp8, kWFp8, false>(g, weights, g.num_parts, 1, stream);
-    return launch_gemm<LargeTile, kAFp8, kWFp8, false>(g, weights, g.num_parts, (g.m + 63) / 64, stream);
+    constexpr int kEnough = 200;  // blocks for 132 multiprocessors
+    const int m_tiles = (g.m + 63) / 64;
+    if (m_tiles * ((g.n + 127) / 128) * g.num_parts * g.num_batches < kEnough) {
+      return launch_gemm<MediumTile, kAFp8, kWFp8, false>(g, weights, g.num_parts, m_tiles, stream);
+    }
+    return launch_gemm<LargeTile, kAFp8, kWFp8, false>(g, weights, g.num_parts, m_tiles, stream);
   }
   const RowGroups& r = g.groups;
   const int num_weights = r.num_groups * g.num_parts;

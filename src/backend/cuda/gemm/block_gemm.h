@@ -1,6 +1,6 @@
 // C = A x W^T for every linear layer: A bf16 or FP8 with a scale per row and 128 of k, W [n, k] bf16 or FP8 with a
-// scale per 128 x 128, sums in float32, scales applied to each 128 of k (as DeepSeek's kernels do). FP8 enters the
-// tensor cores as the equal bf16, so nothing is rounded on the way in. The order of a row's sums depends on n and k
+// scale per 128 x 128, sums in float32, scales applied to each 128 of k (as DeepSeek's kernels do). FP8 beside bf16
+// enters the tensor cores as the equal bf16; FP8 on both sides stays FP8. The order of a row's sums depends on n and k
 // alone: rows beside it, the number of rows and the tile change no bit.
 #pragma once
 
@@ -44,6 +44,7 @@ struct BlockGemm {
   // Batched: grid of independent products with these strides, in elements (of W: of one weight's data).
   int num_batches = 1;
   int64_t a_batch = 0, w_batch = 0, c_batch = 0;
+  int64_t w_stride = 0;  // between rows of W, 0: k. With batches along k: split-K into separate C
   // Grouped: m is ignored. Which of A and C is the expert batch (rows as groups say); the other is packed per window.
   RowGroups groups;
   bool a_is_batch = false, c_is_batch = false;

@@ -44,7 +44,13 @@ __global__ void choose_kernel(const __grid_constant__ ChooseExperts a) {
     }
     return;
   }
-  const float* logits = a.logits + row * e_count;
+  for (int e = lane; e < e_count; e += 32) {
+    float sum = 0.0f;
+    for (int i = 0; i < a.num_partials; ++i) sum += a.logits[i * a.partial_stride + row * e_count + e];
+    scores[e] = sum;
+  }
+  __syncwarp();
+  const float* logits = scores;
   if (a.sigmoid) {
     for (int e = lane; e < e_count; e += 32) scores[e] = 1.0f / (1.0f + expf(-logits[e]));
   } else {

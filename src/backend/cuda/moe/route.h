@@ -8,10 +8,12 @@
 
 namespace manta::backend::cuda {
 
-// logits [T, E] -> physical ids and weights [T, top_k]; -1 and 0 on padding rows. `load` counts rows per physical
+// logits -> physical ids and weights [T, top_k]; -1 and 0 on padding rows. `load` counts rows per physical
 // expert.
 struct ChooseExperts {
-  const float* logits = nullptr;
+  const float* logits = nullptr;  // [num_partials, T, E]: added up first, in order
+  int num_partials = 1;
+  int64_t partial_stride = 0;
   const float* bias = nullptr;                   // [E] or null
   const int32_t* positions = nullptr;            // [T], -1: padding
   const int32_t* logical_to_physical = nullptr;  // [E, max_replicas] of this layer

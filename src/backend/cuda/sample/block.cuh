@@ -71,6 +71,10 @@ __device__ __forceinline__ uint32_t ordered(float x) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+__device__ __forceinline__ float unordered(uint32_t key) {
+  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
+
 // The largest key for which the weights of all items with that key or a larger one reach `target`, and in `above` the
 // weights of the larger ones; key 0 when they never do. for_each(f) calls f(key, weight) for the items of a thread.
 template <typename ForEach>

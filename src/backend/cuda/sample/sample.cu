@@ -130,6 +130,15 @@ __device__ unsigned long long mass_of(float z) {
 
 __device__ void keep_top_k(const Row& r, Cut& cut) {
   unsigned long long above;
+  if (r.p.top_k <= kSampleThreads) {
+    // At least top_k tokens reach the top_k-th largest of the threads' maxima: nothing below it needs to be looked at.
+    float mine = kMasked;
+    for (int i = threadIdx.x; i < r.a.vocab_size; i += kSampleThreads) mine = fmaxf(mine, r.z[i]);
+    const uint32_t key = find_cut(r.p.top_k, above, r.s, [&](auto&& item) {
+      if (mine > kMasked) item(ordered(mine), 1);
+    });
+    if (key != 0) cut.lowest = fmaxf(cut.lowest, unordered(key));
+  }
   const Cut before = cut;
   const uint32_t key = find_cut(r.p.top_k, above, r.s, [&](auto&& item) {
     for (int i = threadIdx.x; i < r.a.vocab_size; i += kSampleThreads) {
@@ -162,7 +171,7 @@ __device__ void keep_top_p(const Row& r, Cut& cut) {
   unsigned long long above;
   const uint32_t key = find_cut(target, above, r.s, masses);
   if (key == 0) return;
-  const float z = __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+  const float z = unordered(key);
   const unsigned long long mass = max(mass_of(z), 1ull);
   cut.id_key = cut_ids(r, before, key, (target - above + mass - 1) / mass);
   cut.key = key;
