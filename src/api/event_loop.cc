@@ -47,6 +47,9 @@ EventLoop::~EventLoop() {
 
 void EventLoop::set_generator(std::unique_ptr<Generator> generator) {
   generator_ = std::move(generator);
+  generator_->on_resubmit([this](int lost_rank, engine::ResubmitReason reason) {
+    shard_.of(lost_rank).resubmitted[static_cast<size_t>(reason)].add(1);
+  });
   context_.emplace(LoopContext{state_.settings, state_.model, state_.admission, state_.metrics, shard_, *generator_,
                                random_, ids_, json_, state_.draining});
 }

@@ -19,7 +19,10 @@ namespace manta::api {
 // What all loops share, read-only or atomic.
 struct ServerState {
   ServerState(const Settings& s, ServedModel m)
-      : settings(s), model(std::move(m)), admission(s.max_num_queued_reqs), metrics(model.names.front()) {}
+      : settings(s),
+        model(std::move(m)),
+        admission(s.max_num_queued_reqs),
+        metrics(model.names.front(), static_cast<int>(s.data_parallel_size)) {}
 
   const Settings settings;
   const ServedModel model;

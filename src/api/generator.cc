@@ -24,6 +24,10 @@ class EngineGenerator : public Generator {
   std::optional<engine::Welcome> model() const override { return client_.model(); }
   bool ready() const override { return client_.ready(); }
   std::vector<engine::EngineView> engines() const override { return client_.engines(); }
+  std::optional<int> rank_of(RequestId id) const override { return client_.rank_of(id); }
+  void on_resubmit(std::function<void(int, engine::ResubmitReason)> told) override {
+    client_.on_resubmit(std::move(told));
+  }
 
  private:
   void tell_when_complete() {

@@ -26,6 +26,8 @@ class Generator {
   virtual std::optional<engine::Welcome> model() const = 0;
   virtual bool ready() const = 0;
   virtual std::vector<engine::EngineView> engines() const = 0;
+  virtual std::optional<int> rank_of(RequestId id) const = 0;
+  virtual void on_resubmit(std::function<void(int lost_rank, engine::ResubmitReason reason)> told) = 0;
 };
 
 using GeneratorFactory = std::function<std::unique_ptr<Generator>(boost::asio::io_context& io, int loop)>;

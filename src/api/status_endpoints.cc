@@ -43,7 +43,8 @@ void handle_load(const LoopContext& context, HttpRequest, const ResponseWriterPt
 void handle_metrics(const LoopContext& context, HttpRequest, const ResponseWriterPtr& writer) {
   const Metrics::Snapshot snapshot{.engines = context.generator.engines(),
                                    .model = context.generator.model(),
-                                   .num_admitted = context.admission.num_admitted()};
+                                   .num_admitted = context.admission.num_admitted(),
+                                   .routing_simulated = !context.settings.moe_routing_simulation_strategy.empty()};
   writer->send({.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = context.metrics.expose(snapshot)});
 }
 

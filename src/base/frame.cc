@@ -59,6 +59,7 @@ const char* to_string(FrameKind kind) {
     case FrameKind::kAbort: return "abort";
     case FrameKind::kOutputs: return "outputs";
     case FrameKind::kEpoch: return "epoch";
+    case FrameKind::kLoad: return "load";
     case FrameKind::kJoin: return "join";
     case FrameKind::kMembership: return "membership";
     case FrameKind::kVote: return "vote";

@@ -40,6 +40,7 @@ enum class FrameKind : uint16_t {
   kAbort = 17,
   kOutputs = 18,  // one per step and connection
   kEpoch = 19,    // the engine's group moved to another epoch
+  kLoad = 20,     // how full the engine is and where it stands, now and then
   // engine, api <-> coordinator
   kJoin = 32,
   kMembership = 33,

@@ -15,6 +15,7 @@
 #include "base/frame_connection.h"
 #include "base/log.h"
 #include "cluster/link.h"
+#include "engine/engine_load.h"
 
 namespace manta::engine {
 
@@ -32,9 +33,13 @@ struct Peer {
   std::optional<Welcome> welcome;
   Epoch epoch;  // what submits must carry
   bool draining = false;
-  int num_in_flight = 0;
-  int64_t num_tokens_in_flight = 0;
-  Load load;
+  bool put_out = false;  // the coordinator said that it left
+  EngineLoad load;
+  uint64_t step = 0;
+  int layer = -1;
+  std::string stage = "idle";
+  bool busy = false;
+  std::shared_ptr<const ExpertReport> experts;
 
   bool takes_requests() const { return welcome.has_value() && !draining && member.state == cluster::State::kReady; }
 };
@@ -43,8 +48,10 @@ using PeerPtr = std::shared_ptr<Peer>;
 struct InFlight {
   Submit submit;  // tokens grow with what came back, so that it can be sent again as it stands
   EngineClient::OnOutput on_output;
-  PeerPtr peer;  // null: its engine died, it waits for another
-  int64_t cost = 0;
+  PeerPtr peer;        // null: its engine died, it waits for another
+  bool seen = false;   // its engine has answered
+  int lost_rank = -1;  // of the engine that died with it, until another has it
+  ResubmitReason lost_why = ResubmitReason::kConnectionLost;
   size_t num_prompt_rows = 0;    // prompt logprobs delivered so far
   size_t num_repeated_rows = 0;  // of those, what a second engine will send again
   std::chrono::steady_clock::time_point orphaned_at;
@@ -76,7 +83,10 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     cluster::LinkOptions link;
     link.coordinator = options_.coordinator;
     link.join.self.role = cluster::Role::kApi;
+    link.join.self.rank = options_.ranks.first;
     link.join.self.pid = ::getpid();
+    link.join.self.host = options_.host;
+    link.join.shared_config = options_.shared_config;
     link.heartbeat = [this] {
       cluster::Heartbeat beat;
       beat.state = cluster::State::kReady;
@@ -84,7 +94,10 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
       return beat;
     };
     link.on_membership = [this](Epoch, const cluster::Membership& m) { on_membership(m); };
-    link.on_refused = [](const std::string& reason) { spdlog::error("coordinator refused: {}", reason); };
+    link.on_refused = [this](const std::string& reason) {
+      spdlog::error("coordinator refused: {}", reason);
+      if (options_.on_refused) options_.on_refused(reason);
+    };
     link_ = std::make_unique<cluster::Link>(io_, std::move(link));
   }
 
@@ -100,13 +113,12 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
   }
 
   Result<RequestId> submit(Submit submit, OnOutput on_output, std::optional<int> rank) {
-    MANTA_ASSIGN(PeerPtr peer, pick(rank));
+    MANTA_ASSIGN(PeerPtr peer, pick(rank, static_cast<int64_t>(submit.tokens.size())));
     submit.id = {client_id_, ++last_serial_};
     const RequestId id = submit.id;
     InFlight request;
     request.submit = std::move(submit);
     request.on_output = std::move(on_output);
-    request.cost = static_cast<int64_t>(request.submit.tokens.size()) + request.submit.sampling.max_tokens;
     InFlight& stored = requests_.emplace(id, std::move(request)).first->second;
     send(stored, peer);
     return id;
@@ -135,9 +147,14 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
       v.host = peer->member.host;
       v.state = peer->draining ? "draining" : peer->welcome ? cluster::to_string(peer->member.state) : "starting";
       v.epoch = peer->epoch.value;
-      v.num_in_flight = peer->num_in_flight;
-      v.num_tokens_in_flight = peer->num_tokens_in_flight;
-      v.load = peer->load;
+      v.num_in_flight = peer->load.num_in_flight();
+      v.num_tokens_in_flight = peer->load.num_tokens_in_flight();
+      v.load = peer->load.last_heard();
+      v.step = peer->step;
+      v.layer = peer->layer;
+      v.stage = peer->stage;
+      v.busy = peer->busy;
+      v.experts = peer->experts;
       views.push_back(std::move(v));
     }
     return views;
@@ -145,55 +162,74 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
 
   size_t num_in_flight() const { return requests_.size(); }
 
+  std::optional<int> rank_of(RequestId id) const {
+    const auto it = requests_.find(id);
+    if (it == requests_.end() || !it->second.peer) return std::nullopt;
+    return it->second.peer->member.rank;
+  }
+
+  void on_resubmit(std::function<void(int, ResubmitReason)> told) { on_resubmit_ = std::move(told); }
+
  private:
   using Requests = std::unordered_map<RequestId, InFlight>;
 
   // ---- choosing ----
 
-  // The engine with the least tokens in flight from here (exact) and the least queue there (as last heard); ties
-  // rotate.
-  Result<PeerPtr> pick(std::optional<int> rank) {
-    PeerPtr best;
-    if (rank.has_value()) {
-      const auto it = peers_.find(*rank);
-      if (it != peers_.end() && it->second->takes_requests()) best = it->second;
-    } else {
-      best = pick_least_loaded();
+  Result<PeerPtr> pick(std::optional<int> local_rank, int64_t num_tokens) {
+    if (!local_rank.has_value()) {
+      if (const PeerPtr best = pick_least_loaded(num_tokens)) return best;
+      return error(ErrorCode::kUnavailable,
+                   fmt::format("no engine takes requests now ({} known); retry in a moment", peers_.size()));
     }
-    if (best) return best;
-    if (rank.has_value()) {
-      return error(ErrorCode::kUnavailable, fmt::format("engine rank {} does not take requests now", *rank));
+    if (*local_rank < 0 || *local_rank >= options_.ranks.count) {
+      return error(ErrorCode::kInvalidArgument, fmt::format("data parallel rank {}: this server has ranks 0 to {}",
+                                                            *local_rank, options_.ranks.count - 1));
     }
+    const auto it = peers_.find(options_.ranks.first + *local_rank);
+    if (it != peers_.end() && it->second->takes_requests()) return it->second;
     return error(ErrorCode::kUnavailable,
-                 fmt::format("no engine takes requests now ({} known); retry in a moment", peers_.size()));
+                 fmt::format("engine rank {} does not take requests now", options_.ranks.first + *local_rank));
   }
 
-  PeerPtr pick_least_loaded() {
+  // Ties rotate: a burst finds all engines equal.
+  PeerPtr pick_least_loaded(int64_t num_tokens) {
     PeerPtr best;
+    EngineLoad::Cost least;
     const size_t n = peers_.size();
     auto it = peers_.begin();
     if (n > 0) std::advance(it, static_cast<long>(next_first_++ % n));
     for (size_t i = 0; i < n; ++i) {
       const PeerPtr& peer = it->second;
-      if (peer->takes_requests() && (!best || key(*peer) < key(*best))) best = peer;
+      const EngineLoad::Cost cost = peer->load.cost(num_tokens);
+      if (peer->takes_requests() && (!best || cost < least)) {
+        best = peer;
+        least = cost;
+      }
       if (++it == peers_.end()) it = peers_.begin();
     }
     return best;
   }
 
-  static std::pair<int64_t, int> key(const Peer& peer) { return {peer.num_tokens_in_flight, peer.load.num_waiting}; }
+  static int64_t num_tokens(const InFlight& request) { return static_cast<int64_t>(request.submit.tokens.size()); }
 
   void send(InFlight& request, const PeerPtr& peer) {
     request.peer = peer;
-    ++peer->num_in_flight;
-    peer->num_tokens_in_flight += request.cost;
+    request.seen = false;
+    peer->load.sent(num_tokens(request));
     peer->stream->send(FrameKind::kSubmit, peer->epoch, encode(request.submit));
+    if (request.lost_rank < 0) return;
+    if (on_resubmit_) on_resubmit_(request.lost_rank, request.lost_why);
+    request.lost_rank = -1;
+  }
+
+  void see(InFlight& request) {
+    if (request.peer && !std::exchange(request.seen, true)) request.peer->load.seen(num_tokens(request));
   }
 
   void detach(InFlight& request) {
     if (!request.peer) return;
-    --request.peer->num_in_flight;
-    request.peer->num_tokens_in_flight -= request.cost;
+    see(request);
+    request.peer->load.ended(num_tokens(request));
     request.peer = nullptr;
   }
 
@@ -217,11 +253,12 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
       const auto it = peers_.find(departure.rank);
       // A connection may outlive its engine's membership (a stopped process holds its sockets open).
       if (it != peers_.end() && it->second->member.pid == departure.pid && it->second->stream) {
+        it->second->put_out = true;
         it->second->stream->close(departure.why);
       }
     }
     for (const auto& member : membership.members) {
-      if (member.role == cluster::Role::kEngine) on_member(member);
+      if (member.role == cluster::Role::kEngine && options_.ranks.contains(member.rank)) on_member(member);
     }
     on_change_();
   }
@@ -258,11 +295,13 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     if (it != peers_.end() && it->second == peer) peers_.erase(it);
     if (stopped_) return;
     spdlog::warn("lost engine rank {} (pid {}) with {} requests: {}", peer->member.rank, peer->member.pid,
-                 peer->num_in_flight, why);
+                 peer->load.num_in_flight(), why);
     const auto now = std::chrono::steady_clock::now();
     for (auto& [id, request] : requests_) {
       if (request.peer != peer) continue;
       detach(request);
+      request.lost_rank = peer->member.rank;
+      request.lost_why = peer->put_out ? ResubmitReason::kPutOut : ResubmitReason::kConnectionLost;
       request.orphaned_at = now;
       request.num_repeated_rows = request.num_prompt_rows;
     }
@@ -276,7 +315,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     bool any_left = false;
     for (auto& [id, request] : requests_) {
       if (request.peer) continue;
-      if (const PeerPtr peer = pick_least_loaded()) {
+      if (const PeerPtr peer = pick_least_loaded(num_tokens(request))) {
         send(request, peer);
       } else if (now - request.orphaned_at >= kOrphanPatience) {
         expired.push_back(id);
@@ -310,6 +349,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
         break;
       case FrameKind::kStale: status = on_stale(peer, frame); break;
       case FrameKind::kOutputs: status = on_outputs(*peer, frame); break;
+      case FrameKind::kLoad: status = on_load(*peer, frame); break;
       default: status = error(ErrorCode::kDataLoss, std::string("unexpected frame: ") + to_string(frame.kind));
     }
     if (!status.ok() && peer->stream) peer->stream->close(status.error().message);
@@ -318,7 +358,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
   Status on_welcome(Peer& peer, const Frame& frame) {
     MANTA_ASSIGN(peer.welcome, decode_welcome(frame.payload));
     peer.epoch = frame.epoch;
-    peer.load.num_blocks = peer.load.num_free_blocks = peer.welcome->num_blocks;
+    peer.load.welcomed(*peer.welcome);
     model_ = peer.welcome;
     place_orphans();
     on_change_();
@@ -338,8 +378,25 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
 
   Status on_outputs(Peer& peer, const Frame& frame) {
     MANTA_ASSIGN(Outputs outputs, decode_outputs(frame.payload));
-    peer.load = outputs.load;
-    for (RequestOutput& out : outputs.requests) deliver(std::move(out));
+    // After the outputs, so that what has ended frees its tokens first; `peer` lives on in the connection's handler.
+    for (RequestOutput& out : outputs.requests) {
+      out.rank = peer.member.rank;
+      deliver(std::move(out));
+    }
+    peer.load.heard(outputs.load);
+    return {};
+  }
+
+  Status on_load(Peer& peer, const Frame& frame) {
+    MANTA_ASSIGN(LoadReport report, decode_load_report(frame.payload));
+    peer.load.heard(report.load);
+    peer.step = report.step;
+    peer.layer = report.layer;
+    peer.stage = std::move(report.stage);
+    peer.busy = report.busy;
+    if (report.experts.num_layers > 0) {
+      peer.experts = std::make_shared<const ExpertReport>(std::move(report.experts));
+    }
     return {};
   }
 
@@ -347,16 +404,19 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     const auto it = requests_.find(out.id);
     if (it == requests_.end()) return;  // aborted meanwhile
     InFlight& request = it->second;
+    see(request);
     request.submit.tokens.insert(request.submit.tokens.end(), out.tokens.begin(), out.tokens.end());
+    if (request.peer) request.peer->load.grew(static_cast<int64_t>(out.tokens.size()));
     drop_repeated_rows(request, out);
-    if (out.finish == FinishReason::kNone) {
-      const OnOutput on_output = request.on_output;  // it may abort this very request
-      on_output(std::move(out));
-      return;
-    }
+    // Moved out for the call, which may abort this very request, and put back if it lives on.
     OnOutput on_output = std::move(request.on_output);
-    forget(it);
+    const RequestId id = out.id;
+    const bool last = out.finish != FinishReason::kNone;
+    if (last) forget(it);
     on_output(std::move(out));
+    if (last) return;
+    const auto again = requests_.find(id);
+    if (again != requests_.end()) again->second.on_output = std::move(on_output);
   }
 
   // Prompt logprobs are delivered once, also when a second engine computes them again.
@@ -380,7 +440,16 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
   std::map<int, PeerPtr> peers_;  // by rank
   std::optional<Welcome> model_;
   Requests requests_;
+  std::function<void(int, ResubmitReason)> on_resubmit_;
 };
+
+const char* to_string(ResubmitReason reason) {
+  switch (reason) {
+    case ResubmitReason::kConnectionLost: return "connection_lost";
+    case ResubmitReason::kPutOut: return "put_out";
+  }
+  return "unknown";
+}
 
 EngineClient::EngineClient(asio::io_context& io, ClientOptions options)
     : core_(std::make_shared<Core>(io, std::move(options))) {}
@@ -407,6 +476,12 @@ std::vector<EngineView> EngineClient::engines() const {
 }
 size_t EngineClient::num_in_flight() const {
   return core_->num_in_flight();
+}
+std::optional<int> EngineClient::rank_of(RequestId id) const {
+  return core_->rank_of(id);
+}
+void EngineClient::on_resubmit(std::function<void(int, ResubmitReason)> told) {
+  core_->on_resubmit(std::move(told));
 }
 
 }  // namespace manta::engine

@@ -67,6 +67,7 @@ Status Engine::submit_plans() {
     std::optional<sched::StepPlan> plan = scheduler_->plan(sched::DpAgreement{});
     for (sched::RequestEvent& event : scheduler_->take_events()) emit(std::move(event));
     if (!plan) break;
+    note_first_step(*plan);
     MANTA_ASSIGN(const exec::Ticket ticket, executor_->submit(std::move(*plan)));
     in_flight_.push_back({ticket});
   }
@@ -168,6 +169,7 @@ void Engine::apply(Submit&& submit) {
     }
   }
   unfinished_[id.client].insert(id.serial);
+  beginnings_[id].taken = std::chrono::steady_clock::now();
   if (submit.sampling.grammar.kind == sample::GrammarKind::kNone) return add(std::move(submit), nullptr);
   compiling_.insert(id);
   grammars_.compile(std::move(submit));
@@ -209,14 +211,17 @@ void Engine::apply(ClientGoneCommand&& command) {
   const auto it = unfinished_.find(command.client);
   if (it == unfinished_.end()) return;
   for (const uint64_t serial : it->second) {
-    compiling_.erase({command.client, serial});
-    scheduler_->abort({command.client, serial});
+    const RequestId id{command.client, serial};
+    compiling_.erase(id);
+    beginnings_.erase(id);
+    scheduler_->abort(id);
   }
   unfinished_.erase(it);
   outbox_.erase(command.client);
 }
 
 void Engine::forget(RequestId id) {
+  beginnings_.erase(id);
   const auto it = unfinished_.find(id.client);
   if (it != unfinished_.end()) it->second.erase(id.serial);
 }
@@ -236,8 +241,27 @@ void Engine::emit(sched::RequestEvent&& event) {
   out.error_code = event.error.code;
   out.error_message = std::move(event.error.message);
   out.kv_transfer_params = std::move(event.kv_transfer_params);
+  if (!out.tokens.empty()) add_first_token_times(out);
   if (out.finish != FinishReason::kNone) forget(out.id);
   outbox_[out.id.client].push_back(std::move(out));
+}
+
+void Engine::note_first_step(const sched::StepPlan& plan) {
+  for (const auto& request : plan.admitted) {
+    const auto it = beginnings_.find(request.id);
+    if (it != beginnings_.end() && !it->second.first_step) it->second.first_step = std::chrono::steady_clock::now();
+  }
+}
+
+void Engine::add_first_token_times(RequestOutput& out) {
+  const auto it = beginnings_.find(out.id);
+  if (it == beginnings_.end()) return;
+  const auto us = [](auto duration) { return std::chrono::duration_cast<std::chrono::microseconds>(duration).count(); };
+  const auto now = std::chrono::steady_clock::now();
+  const auto first_step = it->second.first_step.value_or(now);
+  out.queue_us = us(first_step - it->second.taken);
+  out.prefill_us = us(now - first_step);
+  beginnings_.erase(it);
 }
 
 void Engine::emit_error(RequestId id, const Error& e) {
@@ -281,6 +305,7 @@ void Engine::publish_snapshot() {
   snapshot_.load = load_;
   snapshot_.busy = !in_flight_.empty();
   snapshot_.serving = serving_;
+  snapshot_.experts = experts_;
   snapshot_.group_step = in_flight_.empty() ? voter_.step() : in_flight_.front().group_step;
   if (!in_group()) return;
   const ep::EpPeer& peer = *executor_->info().ep_peer;

@@ -65,9 +65,10 @@ struct Snapshot {
   Load load;
   exec::StageStamp where;
   bool busy = false;
-  bool serving = false;       // see EngineOptions::on_serving
-  cluster::GroupPlace group;  // announced: this engine is one of a group
-  uint64_t group_step = 0;    // of the oldest step in flight, counted by the group
+  bool serving = false;                         // see EngineOptions::on_serving
+  std::shared_ptr<const ExpertReport> experts;  // of the last window; null before the first
+  cluster::GroupPlace group;                    // announced: this engine is one of a group
+  uint64_t group_step = 0;                      // of the oldest step in flight, counted by the group
 };
 
 class Engine {
@@ -135,6 +136,8 @@ class Engine {
   void emit(sched::RequestEvent&& event);
   void emit_error(RequestId id, const Error& e);
   void forget(RequestId id);
+  void note_first_step(const sched::StepPlan& plan);
+  void add_first_token_times(RequestOutput& out);
   void flush(StepId step);
   void announce_idle();
   void publish_snapshot();
@@ -169,7 +172,14 @@ class Engine {
   std::unordered_map<uint64_t, std::vector<RequestOutput>> outbox_;        // by client, of the step being collected
   std::unordered_map<uint64_t, std::unordered_set<uint64_t>> unfinished_;  // client -> serials
   std::unordered_set<RequestId> compiling_;                                // their grammar is with grammars_
+  // From taking a request to its first tokens.
+  struct Beginning {
+    std::chrono::steady_clock::time_point taken;
+    std::optional<std::chrono::steady_clock::time_point> first_step;
+  };
+  std::unordered_map<RequestId, Beginning> beginnings_;
   Load load_;
+  std::shared_ptr<const ExpertReport> experts_;  // of load balancing's last window
   bool idle_announced_ = true;
   bool serving_ = false;
 

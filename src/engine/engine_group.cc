@@ -183,6 +183,7 @@ Status Engine::plan_ahead() {
     std::optional<sched::StepPlan> plan = scheduler_->plan(sched::DpAgreement{});
     for (sched::RequestEvent& event : scheduler_->take_events()) emit(std::move(event));
     if (!plan) break;
+    note_first_step(*plan);
     if (has_rows(*plan)) {
       planned_ = std::move(plan);
       break;

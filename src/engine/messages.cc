@@ -49,7 +49,7 @@ static auto fields(Abort& m) {
 }
 static auto fields(RequestOutput& m) {
   return std::tie(m.id, m.tokens, m.logprobs, m.prompt_logprobs, m.finish, m.stop_token, m.num_cached_tokens,
-                  m.error_code, m.error_message, m.kv_transfer_params);
+                  m.error_code, m.error_message, m.kv_transfer_params, m.queue_us, m.prefill_us);
 }
 static auto fields(Load& m) {
   return std::tie(m.num_running, m.num_waiting, m.num_free_blocks, m.num_blocks, m.num_prompt_tokens,
@@ -57,10 +57,16 @@ static auto fields(Load& m) {
                   m.num_accepted_drafts, m.num_steps, m.schedule_us, m.forward_us, m.dispatch_us, m.combine_us,
                   m.sample_us, m.group_epoch, m.num_dummy_steps, m.agree_wait_us, m.num_aborted_steps,
                   m.ep_dispatch_rows, m.ep_dispatch_bytes, m.dbo_split_steps, m.dbo_vote_failed_steps,
-                  m.dbo_below_threshold_steps);
+                  m.dbo_below_threshold_steps, m.num_eplb_rearrangements);
 }
 static auto fields(Outputs& m) {
   return std::tie(m.step, m.load, m.requests);
+}
+static auto fields(ExpertReport& m) {
+  return std::tie(m.num_layers, m.num_experts, m.balancedness, m.tokens);
+}
+static auto fields(LoadReport& m) {
+  return std::tie(m.load, m.step, m.layer, m.stage, m.busy, m.experts);
 }
 static auto fields(Stale& m) {
   return std::tie(m.current, m.ids);
@@ -84,6 +90,9 @@ std::string encode(const Outputs& m) {
 std::string encode(const Stale& m) {
   return pack_message(m);
 }
+std::string encode(const LoadReport& m) {
+  return pack_message(m);
+}
 
 Result<Hello> decode_hello(std::string_view p) {
   return unpack_message<Hello>(p, "hello");
@@ -99,6 +108,20 @@ Result<Outputs> decode_outputs(std::string_view p) {
 }
 Result<Stale> decode_stale(std::string_view p) {
   return unpack_message<Stale>(p, "stale");
+}
+
+Result<LoadReport> decode_load_report(std::string_view p) {
+  MANTA_ASSIGN(LoadReport m, unpack_message<LoadReport>(p, "load report"));
+  const ExpertReport& e = m.experts;
+  const bool sized = e.num_layers >= 0 && e.num_experts >= 0 &&
+                     e.balancedness.size() == static_cast<size_t>(e.num_layers) &&
+                     e.tokens.size() == static_cast<size_t>(e.num_layers) * static_cast<size_t>(e.num_experts);
+  if (!sized) {
+    return error(ErrorCode::kDataLoss,
+                 fmt::format("load report: {} counts and {} layers of balancedness for {} layers of {} experts",
+                             e.tokens.size(), e.balancedness.size(), e.num_layers, e.num_experts));
+  }
+  return m;
 }
 
 Result<Submit> decode_submit(std::string_view p) {

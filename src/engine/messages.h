@@ -1,6 +1,7 @@
 // What api and engine say to each other. Plain values; encode() and decode_*() turn them into frame payloads.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -62,10 +63,16 @@ struct RequestOutput {
   ErrorCode error_code = ErrorCode::kInternal;  // with kError
   std::string error_message;                    // with kError
   std::string kv_transfer_params;               // on the last output, JSON object or empty
+  // On the output with the first tokens, else -1: from the engine's taking the request to its first step, and from
+  // there to these tokens. A request that was sent again counts anew.
+  int64_t queue_us = -1;
+  int64_t prefill_us = -1;
+
+  int32_t rank = -1;  // not sent: the front-end's note of the engine that this came from
 };
 
-// How full an engine is and what it has done since it started; rides on every kOutputs frame. Counters only grow, until
-// the process is replaced.
+// How full an engine is and what it has done since it started; rides on every kOutputs and kLoad frame. Counters only
+// grow, until the process is replaced.
 struct Load {
   int32_t num_running = 0;
   int32_t num_waiting = 0;
@@ -94,7 +101,28 @@ struct Load {
   uint64_t dbo_split_steps = 0;        // steps of two microbatches
   uint64_t dbo_vote_failed_steps = 0;  // it asked for two, another rank did not
   uint64_t dbo_below_threshold_steps = 0;
+  uint64_t num_eplb_rearrangements = 0;
 };
+
+// What expert load balancing last saw: one window of steps, over all ranks of the group.
+struct ExpertReport {
+  int32_t num_layers = 0;            // MoE layers; 0: there is no report
+  int32_t num_experts = 0;           // logical
+  std::vector<double> balancedness;  // [num_layers]: mean over ranks / max over ranks of the tokens routed to them
+  std::vector<uint64_t> tokens;      // [num_layers, num_experts]: routed to each expert, all replicas together
+};
+
+// kLoad: an engine's load between its outputs, at most every kLoadPeriod and only when something moved; sent from a
+// thread that no step can block, so that a stuck engine says where.
+struct LoadReport {
+  Load load;
+  uint64_t step = 0;
+  int32_t layer = -1;
+  std::string stage = "idle";
+  bool busy = false;     // has steps in flight
+  ExpertReport experts;  // without layers: as before
+};
+inline constexpr std::chrono::milliseconds kLoadPeriod{250};
 
 // kOutputs: everything a step gave this connection's requests. Without requests: the engine went idle, for its load.
 struct Outputs {
@@ -115,11 +143,13 @@ std::string encode(const Submit&);
 std::string encode(const Abort&);
 std::string encode(const Outputs&);
 std::string encode(const Stale&);
+std::string encode(const LoadReport&);
 Result<Hello> decode_hello(std::string_view payload);
 Result<Welcome> decode_welcome(std::string_view payload);
 Result<Submit> decode_submit(std::string_view payload);
 Result<Abort> decode_abort(std::string_view payload);
 Result<Outputs> decode_outputs(std::string_view payload);
 Result<Stale> decode_stale(std::string_view payload);
+Result<LoadReport> decode_load_report(std::string_view payload);
 
 }  // namespace manta::engine

@@ -24,7 +24,8 @@ constexpr std::chrono::seconds kStatsPeriod{10};
 
 class EngineServer : public Server {
  public:
-  EngineServer(asio::io_context& io, ServerOptions options) : io_(io), stats_timer_(io), options_(std::move(options)) {}
+  EngineServer(asio::io_context& io, ServerOptions options)
+      : io_(io), stats_timer_(io), load_timer_(io), options_(std::move(options)) {}
 
   Status listen() {
     MANTA_ASSIGN(listener_,
@@ -51,6 +52,7 @@ class EngineServer : public Server {
       link_->heartbeat_now();
       for (auto& [id, front_end] : front_ends_) greet(front_end);
       if (options_.log_stats) log_stats_later(engine.snapshot().load);
+      send_load_later();
     });
   }
 
@@ -72,6 +74,7 @@ class EngineServer : public Server {
   void close(std::function<void()> done) override {
     listener_->close();
     stats_timer_.cancel();
+    load_timer_.cancel();
     for (auto& [id, f] : front_ends_) f.stream->finish("engine leaves");
     closed_ = std::move(done);
     if (front_ends_.empty()) finish_close();
@@ -196,6 +199,7 @@ class EngineServer : public Server {
     if (!engine_ || !f.hello || f.greeted) return;
     f.greeted = true;
     f.stream->send(FrameKind::kWelcome, epoch_, encode(welcome_));
+    f.stream->send(FrameKind::kLoad, epoch_, encode(load_report(engine_->snapshot(), /*with_experts=*/true)));
     if (draining_) f.stream->send(FrameKind::kDrain, epoch_, {});
   }
 
@@ -232,6 +236,34 @@ class EngineServer : public Server {
     return error(ErrorCode::kDataLoss, "requests before the welcome");
   }
 
+  static LoadReport load_report(const Snapshot& s, bool with_experts) {
+    LoadReport report;
+    report.load = s.load;
+    report.step = s.where.step;
+    report.layer = s.where.layer;
+    report.stage = s.where.stage;
+    report.busy = s.busy;
+    if (with_experts && s.experts) report.experts = *s.experts;
+    return report;
+  }
+
+  // Front-ends without requests here hear of its load too, and all of them while a step stands still.
+  void send_load_later() {
+    load_timer_.expires_after(kLoadPeriod);
+    load_timer_.async_wait([this](boost::system::error_code ec) {
+      if (ec) return;
+      const Snapshot now = engine_->snapshot();
+      const bool new_experts = now.experts != told_.experts;
+      if (new_experts || now.busy != told_.busy || now.where.counter != told_.where.counter ||
+          now.load.num_steps != told_.load.num_steps || now.load.num_waiting != told_.load.num_waiting) {
+        const std::string payload = encode(load_report(now, new_experts));
+        for (auto& [client, stream] : by_client_) stream->send(FrameKind::kLoad, epoch_, payload);
+        told_ = now;
+      }
+      send_load_later();
+    });
+  }
+
   void log_stats_later(const Load& before) {
     stats_timer_.expires_after(kStatsPeriod);
     stats_timer_.async_wait([this, before](boost::system::error_code ec) {
@@ -265,6 +297,7 @@ class EngineServer : public Server {
 
   asio::io_context& io_;
   asio::steady_timer stats_timer_;
+  asio::steady_timer load_timer_;
   ServerOptions options_;
   std::unique_ptr<FrameListener> listener_;
   std::unique_ptr<cluster::Link> link_;
@@ -272,6 +305,7 @@ class EngineServer : public Server {
   std::map<uint64_t, FrameConnectionPtr> by_client_;  // those that said hello
   uint64_t last_id_ = 0;
   Engine* engine_ = nullptr;
+  Snapshot told_;  // to all front-ends
   Welcome welcome_;
   Epoch epoch_;
   cluster::Membership membership_;

@@ -110,6 +110,8 @@ class FakeEngine {
       view.load.num_free_blocks = 48;
       return {view};
     }
+    std::optional<int> rank_of(RequestId) const override { return 0; }
+    void on_resubmit(std::function<void(int, engine::ResubmitReason)>) override {}
 
    private:
     FakeEngine& engine_;

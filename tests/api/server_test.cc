@@ -265,10 +265,10 @@ TEST(Server, MetricsCountWhatHappened) {
   auto client = server.client();
   client.post("/v1/completions", R"({"prompt":[3,4,5]})");
   const auto metrics = client.get("/metrics");
-  EXPECT_THAT(metrics->body, HasSubstr("vllm:prompt_tokens_total{model_name=\"tiny\"} 3\n"));
-  EXPECT_THAT(metrics->body, HasSubstr("vllm:generation_tokens_total{model_name=\"tiny\"} 3\n"));
+  EXPECT_THAT(metrics->body, HasSubstr("vllm:prompt_tokens_total{model_name=\"tiny\",engine=\"0\"} 3\n"));
+  EXPECT_THAT(metrics->body, HasSubstr("vllm:generation_tokens_total{model_name=\"tiny\",engine=\"0\"} 3\n"));
   EXPECT_THAT(metrics->body, HasSubstr("finished_reason=\"stop\"} 1\n"));
-  EXPECT_THAT(metrics->body, HasSubstr("vllm:time_to_first_token_seconds_count{model_name=\"tiny\"} 1\n"));
+  EXPECT_THAT(metrics->body, HasSubstr("vllm:time_to_first_token_seconds_count{model_name=\"tiny\",engine=\"0\"} 1\n"));
   EXPECT_THAT(metrics->body, HasSubstr("vllm:kv_cache_usage_perc{model_name=\"tiny\",engine=\"0\"} 0.25\n"));
 }
 

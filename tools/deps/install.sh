@@ -56,6 +56,22 @@ install_venv() {  # NAME LIST: a venv .deps/NAME with exactly the wheels of LIST
   changed=1
 }
 
+unpack_debian() {
+  local want log="$deps/unpack.log"
+  want=$(digest "$here/apt-unpacked.txt")
+  ! is_done debian "$want" || return 0
+  say "Debian packages, unpacked: $(list "$here/apt-unpacked.txt" | xargs)"
+  rm -rf "$deps/debian"
+  mkdir -p "$deps/debian/archives"
+  # shellcheck disable=SC2046  # one word per package
+  (cd "$deps/debian/archives" && apt-get download -qq $(list "$here/apt-unpacked.txt")) >"$log" 2>&1 ||
+    { tail -n 20 "$log" >&2; die "apt-get download failed; its whole output is in $log (is the package list empty? apt-get update)"; }
+  for archive in "$deps"/debian/archives/*.deb; do dpkg-deb -x "$archive" "$deps/debian"; done
+  rm -rf "$deps/debian/archives"
+  mark_done debian "$want"
+  changed=1
+}
+
 fetch_sources() {
   local want
   want=$(digest "$here/pypi.txt" "$here/install.sh")
@@ -101,6 +117,7 @@ SECONDS=0
 export CCACHE_BASEDIR="$root" CCACHE_NOHASHDIR=1  # another clone of this repository finds its objects in the cache
 install_apt
 install_venv venv "$here/python-tests.txt"
+unpack_debian
 fetch_sources
 build_xgrammar
 [ "${1:-}" != oracle ] || install_venv oracle "$here/python-oracle.txt"

@@ -66,7 +66,6 @@ Problem GenerationJob::admit() {
 }
 
 Problem GenerationJob::submit_all() {
-  context_.shard.request_params_n.observe(static_cast<double>(request_.n));
   for (size_t prompt_idx = 0; prompt_idx < request_.prompts.size(); ++prompt_idx) {
     for (int64_t i = 0; i < request_.n; ++i) {
       const int index = static_cast<int>(sequences_.size());
@@ -83,6 +82,7 @@ Problem GenerationJob::submit_all() {
       if (!id.ok()) return from_error(id.error());
       sequence.id = *id;
       sequence.submitted = true;
+      sequence.rank = context_.generator.rank_of(*id).value_or(0);
       if (context_.settings.enable_log_requests) log_request(sequence);
     }
   }
@@ -117,6 +117,7 @@ engine::Submit GenerationJob::make_submit(const Sequence& sequence, uint64_t see
 
 void GenerationJob::on_output(Sequence& sequence, engine::RequestOutput&& output) {
   if (ended_ || sequence.finished()) return;
+  if (output.rank >= 0) sequence.rank = output.rank;
   if (output.finish == FinishReason::kError) {
     sequence.submitted = false;
     return fail(from_error(Error{output.error_code, std::move(output.error_message)}));
@@ -124,7 +125,7 @@ void GenerationJob::on_output(Sequence& sequence, engine::RequestOutput&& output
   const size_t num_new_tokens = output.tokens.size();
   if (sequence.take(output)) context_.generator.abort(sequence.id);
   if (sequence.finished()) sequence.submitted = false;
-  count(sequence, num_new_tokens);
+  count(sequence, output, num_new_tokens);
   if (request_.stream) stream(sequence);
   if (!sequence.finished()) return;
   count_end(sequence);
@@ -159,8 +160,8 @@ void GenerationJob::finish() {
 
 // Before the first event the client gets a proper status; after it, an event.
 void GenerationJob::fail(const ApiError& problem) {
+  count_cut_off(Ending::kError);
   abort_rest();
-  context_.shard.request_success[static_cast<size_t>(Ending::kError)].add(1);
   if (streaming_) {
     std::string& out = writer_->body();
     out += "data: " + problem.json() + "\n\ndata: [DONE]\n\n";
@@ -174,8 +175,8 @@ void GenerationJob::fail(const ApiError& problem) {
 
 void GenerationJob::on_gone() {
   if (ended_) return;
+  count_cut_off(Ending::kAbort);
   abort_rest();
-  context_.shard.request_success[static_cast<size_t>(Ending::kAbort)].add(1);
   end();
 }
 
@@ -191,35 +192,55 @@ void GenerationJob::end() {
   const auto last = std::move(self_);  // may destroy this on the way out
 }
 
-void GenerationJob::count(Sequence& sequence, size_t num_new_tokens) {
+void GenerationJob::count(Sequence& sequence, const engine::RequestOutput& output, size_t num_new_tokens) {
   if (num_new_tokens == 0) return;
   const auto now = Clock::now();
-  context_.shard.generation_tokens.add(num_new_tokens);
+  EngineCounters& counted = counters(sequence);
+  counted.generation_tokens.add(num_new_tokens);
   if (sequence.first_output == Clock::time_point{}) {
     const auto num_prompt_tokens = request_.prompts[sequence.prompt_idx()].ids.size();
-    context_.shard.prompt_tokens.add(num_prompt_tokens);
-    context_.shard.prompt_tokens_cached.add(static_cast<uint64_t>(sequence.num_cached_tokens()));
-    context_.shard.time_to_first_token.observe(seconds_between(arrived_, now));
+    counted.prompt_tokens.add(num_prompt_tokens);
+    counted.prompt_tokens_cached.add(static_cast<uint64_t>(sequence.num_cached_tokens()));
+    counted.time_to_first_token.observe(seconds_between(arrived_, now));
+    if (output.queue_us >= 0) counted.queue_time.observe(static_cast<double>(output.queue_us) * 1e-6);
+    sequence.prefill_us = std::max<int64_t>(0, output.prefill_us);
     sequence.first_output = now;
   } else {
-    context_.shard.inter_token_latency.observe(seconds_between(sequence.last_output, now));
+    counted.inter_token_latency.observe(seconds_between(sequence.last_output, now));
   }
   sequence.last_output = now;
 }
 
 void GenerationJob::count_end(const Sequence& sequence) {
-  MetricsShard& shard = context_.shard;
+  EngineCounters& counted = counters(sequence);
   const Prompt& prompt = request_.prompts[sequence.prompt_idx()];
-  shard.request_success[static_cast<size_t>(ending_of(sequence.finish()))].add(1);
-  shard.request_prompt_tokens.observe(static_cast<double>(prompt.ids.size()));
-  shard.request_generation_tokens.observe(static_cast<double>(sequence.num_generated()));
-  shard.request_max_num_generation_tokens.observe(static_cast<double>(sequence.num_generated()));
-  shard.request_params_max_tokens.observe(static_cast<double>(prompt.max_tokens));
-  shard.e2e_request_latency.observe(seconds_between(arrived_, Clock::now()));
+  counted.request_success[static_cast<size_t>(ending_of(sequence.finish()))].add(1);
+  counted.request_prompt_tokens.observe(static_cast<double>(prompt.ids.size()));
+  counted.request_generation_tokens.observe(static_cast<double>(sequence.num_generated()));
+  counted.request_max_num_generation_tokens.observe(static_cast<double>(sequence.num_generated()));
+  counted.request_params_n.observe(static_cast<double>(request_.n));
+  counted.request_params_max_tokens.observe(static_cast<double>(prompt.max_tokens));
+  counted.e2e_request_latency.observe(seconds_between(arrived_, Clock::now()));
+  if (sequence.num_generated() == 0) return;
+  const double prefill = static_cast<double>(sequence.prefill_us) * 1e-6;
+  const double decode = seconds_between(sequence.first_output, sequence.last_output);
+  counted.prefill_time.observe(prefill);
+  counted.decode_time.observe(decode);
+  counted.inference_time.observe(prefill + decode);
   if (sequence.num_generated() > 1) {
-    shard.time_per_output_token.observe(seconds_between(sequence.first_output, sequence.last_output) /
-                                        static_cast<double>(sequence.num_generated() - 1));
+    counted.time_per_output_token.observe(decode / static_cast<double>(sequence.num_generated() - 1));
   }
+}
+
+// The whole request ends at once: its sequences that still run, or one if none does.
+void GenerationJob::count_cut_off(Ending ending) {
+  size_t num_cut_off = 0;
+  for (const auto& sequence : sequences_) {
+    if (sequence->finished()) continue;
+    counters(*sequence).request_success[static_cast<size_t>(ending)].add(1);
+    ++num_cut_off;
+  }
+  if (num_cut_off == 0) counters(*sequences_.front()).request_success[static_cast<size_t>(ending)].add(1);
 }
 
 }  // namespace manta::api

@@ -40,8 +40,10 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   void on_gone();
   void abort_rest();
   void end();
-  void count(Sequence& sequence, size_t num_new_tokens);
+  void count(Sequence& sequence, const engine::RequestOutput& output, size_t num_new_tokens);
+  void count_cut_off(Ending ending);
   void count_end(const Sequence& sequence);
+  EngineCounters& counters(const Sequence& sequence) { return context_.shard.of(sequence.rank); }
 
   const LoopContext& context_;
   ResponseWriterPtr writer_;

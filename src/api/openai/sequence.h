@@ -44,6 +44,8 @@ class Sequence {
   bool submitted = false;
   bool begun = false;      // something was written
   size_t text_offset = 0;  // characters written in completion logprobs so far
+  int rank = 0;            // of the engine that works on it, or did last
+  int64_t prefill_us = 0;  // from its engine's first step for it to the first tokens
   std::chrono::steady_clock::time_point first_output{}, last_output{};
 
  private:
