@@ -31,9 +31,12 @@ Deployment::Deployment(boost::asio::io_context& io, DeploymentOptions options, D
     : io_(io),
       options_(std::move(options)),
       events_(std::move(events)),
+      plan_(cluster::plan_node(options_.settings)),
       prefix_(draw_prefix()),
-      coordinator_(prefix_ + "-coordinator"),
-      start_timer_(io) {}
+      coordinator_(plan_.coordinator.empty() ? prefix_ + "-coordinator" : plan_.coordinator),
+      start_timer_(io) {
+  options_.settings.data_parallel_size_local = plan_.num_ranks;  // children need not work it out again
+}
 
 Status Deployment::start() {
   cluster::SupervisorEvents events;
@@ -44,18 +47,62 @@ Status Deployment::start() {
   };
   events.on_give_up = [this](const Error& e) { events_.on_give_up(e); };
   supervisor_ = std::make_unique<cluster::Supervisor>(io_, std::move(events));
-  const std::string& role = options_.role;
-  MANTA_TRY(start_child("coordinator", {"coordinator", "--role", role, "--listen", coordinator_}, kStopCoordinator));
-  for (int rank = 0; rank < settings().data_parallel_size; ++rank) {
-    MANTA_TRY(start_child(fmt::format("engine {}", rank),
-                          {"engine", "--role", role, "--rank", std::to_string(rank), "--listen",
-                           fmt::format("{}-engine-{}", prefix_, rank), "--coordinator", coordinator_},
-                          kStopEngines));
-  }
-  MANTA_TRY(start_child("api", {"api", "--role", role, "--coordinator", coordinator_}, kStopApi));
-  follow_membership();
+  MANTA_TRY(find_addresses());
   watch_start();
+  if (plan_.starts_coordinator) {
+    MANTA_TRY(start_child("coordinator", {"coordinator", "--role", options_.role, "--listen", coordinator_},
+                          kStopCoordinator));
+    MANTA_TRY(start_engines_and_api());
+  }
+  follow_membership();  // other nodes start their children once the head has taken them
   return {};
+}
+
+// Where the ranks of other nodes, and the API of the head, find this node's.
+Status Deployment::find_addresses() {
+  Settings& s = options_.settings;
+  if (!plan_.several_nodes || !coordinator_.starts_with("tcp:")) return {};
+  std::string host = coordinator_.substr(4, coordinator_.rfind(':') - 4);
+  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  if (s.host_ip) {
+    engine_host_ = *s.host_ip;
+  } else if (s.socket_ifname) {
+    MANTA_ASSIGN(engine_host_, cluster::address_of_interface(*s.socket_ifname));
+  } else {
+    MANTA_ASSIGN(engine_host_, cluster::local_address_towards(host));
+  }
+  if (!s.socket_ifname && s.enable_expert_parallel) {
+    MANTA_ASSIGN(s.socket_ifname, cluster::interface_of_address(engine_host_));
+  }
+  spdlog::info("{} load balancing, ranks {} to {} of {} here, coordinator {}, this node {}", to_string(plan_.balancing),
+               plan_.first_rank, plan_.first_rank + plan_.num_ranks - 1, s.data_parallel_size, coordinator_,
+               engine_host_);
+  if (!plan_.engines_on_tcp) engine_host_.clear();
+  return {};
+}
+
+Status Deployment::start_engines_and_api() {
+  joined_ = true;
+  const std::string& role = options_.role;
+  for (int rank = plan_.first_rank; rank < plan_.first_rank + plan_.num_ranks; ++rank) {
+    const bool v6 = engine_host_.find(':') != std::string::npos;
+    const std::string listen = engine_host_.empty() ? fmt::format("{}-engine-{}", prefix_, rank)
+                                                    : fmt::format(v6 ? "tcp:[{}]:0" : "tcp:{}:0", engine_host_);
+    MANTA_TRY(start_child(
+        fmt::format("engine {}", rank),
+        {"engine", "--role", role, "--rank", std::to_string(rank), "--listen", listen, "--coordinator", coordinator_},
+        kStopEngines));
+  }
+  if (!plan_.has_api) return {};
+  return start_child("api", {"api", "--role", role, "--coordinator", coordinator_}, kStopApi);
+}
+
+std::string Deployment::url() const {
+  return plan_.has_api ? ready_.at(full_name("api")) : "";
+}
+
+std::string Deployment::engine_summary() const {
+  return plan_.num_ranks > 0 ? ready_.at(full_name(fmt::format("engine {}", plan_.first_rank))) : "{}";
 }
 
 std::string Deployment::full_name(const std::string& child) const {
@@ -79,22 +126,40 @@ void Deployment::follow_membership() {
   link.coordinator = coordinator_;
   link.join.self.role = cluster::Role::kSupervisor;
   link.join.self.pid = ::getpid();
+  link.join.self.rank = plan_.first_rank;
   link.join.self.host = host_name();
-  link.heartbeat = [] {
+  if (plan_.starts_coordinator) link.join.self.address = coordinator_;
+  link.join.shared_config = shared_settings(settings());
+  link.heartbeat = [this] {
     cluster::Heartbeat beat;
-    beat.state = cluster::State::kReady;
+    beat.state = stopping_ ? cluster::State::kDraining : cluster::State::kReady;
     return beat;
   };
-  link.on_membership = [this](Epoch, const cluster::Membership& membership) {
-    if (stopping_) return;
-    for (const auto& departure : membership.departures) {
-      if (departure.host == host_name() && departure.role == cluster::Role::kEngine) {
-        supervisor_->put_out(departure.pid);
-      }
-    }
+  link.on_membership = [this](Epoch, const cluster::Membership& m) { on_membership(m); };
+  link.on_refused = [this](const std::string& reason) {
+    events_.on_give_up({ErrorCode::kFailedPrecondition, "the coordinator refused this node: " + reason});
   };
-  link.on_refused = [](const std::string& reason) { spdlog::error("coordinator refused: {}", reason); };
   link_ = std::make_unique<cluster::Link>(io_, std::move(link));
+}
+
+void Deployment::on_membership(const cluster::Membership& membership) {
+  if (stopping_) return;
+  if (!joined_) {
+    const Status started = start_engines_and_api();
+    if (!started.ok()) return events_.on_give_up(started.error());
+  }
+  for (const auto& departure : membership.departures) {
+    const bool ours = departure.host == host_name() && departure.rank >= plan_.first_rank &&
+                      departure.rank < plan_.first_rank + plan_.num_ranks;
+    if (ours && departure.role == cluster::Role::kEngine) supervisor_->put_out(departure.pid);
+  }
+  // Engines without the head's API, or with a share of experts that the head's ranks need no more, have no work left.
+  const bool needs_head = settings().headless || expert_group_size(settings()) > 0;
+  if (plan_.starts_coordinator || !needs_head || !events_.on_head_leaves) return;
+  for (const auto& member : membership.members) {
+    const bool is_head = member.role == cluster::Role::kSupervisor && !member.address.empty();
+    if (is_head && member.state == cluster::State::kDraining) return events_.on_head_leaves();
+  }
 }
 
 // A start that hangs must not hang in silence: after engine_ready_timeout_s it is named and given up.
@@ -106,6 +171,7 @@ void Deployment::watch_start() {
     for (const auto& name : children_) {
       if (!ready_.contains(name)) missing += (missing.empty() ? "" : ", ") + name;
     }
+    if (!joined_) missing = fmt::format("the coordinator at {} does not answer", coordinator_);
     events_.on_give_up({ErrorCode::kDeadlineExceeded, fmt::format("not ready after {} s (engine_ready_timeout_s): {}",
                                                                   settings().engine_ready_timeout_s, missing)});
   });
@@ -120,7 +186,7 @@ void Deployment::on_status(const std::string& name, const std::string& json_line
   if (event != "ready") return;
   ready_[name] = text;
   tell_stage(name, "ready");
-  if (ready_.size() < children_.size()) return;
+  if (!joined_ || ready_.size() < children_.size()) return;
   start_timer_.cancel();
   events_.on_ready();
 }
@@ -132,6 +198,7 @@ void Deployment::tell_stage(const std::string& name, const std::string& stage) {
 void Deployment::stop(bool failed, std::function<void()> done) {
   if (std::exchange(stopping_, true)) return;
   start_timer_.cancel();
+  if (link_) link_->heartbeat_now();  // the other nodes should know that this is no accident
   link_ = nullptr;
   using std::chrono::milliseconds;
   milliseconds patience = settings().shutdown_timeout > 0 ? milliseconds(1000 * settings().shutdown_timeout + 5000)

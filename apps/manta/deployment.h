@@ -1,4 +1,5 @@
-// One deployment on this node: a coordinator, the DP ranks, the api process; started in order, supervised, drained.
+// One deployment on this node, or this node's part of one over several: a coordinator, the DP ranks, the api process;
+// started in order, supervised, drained.
 // Its owner runs the loop, takes the signals and tells people: `manta serve` has one deployment, `manta up` several.
 #pragma once
 
@@ -13,6 +14,7 @@
 #include "base/env.h"
 #include "base/settings.h"
 #include "cluster/link.h"
+#include "cluster/node_plan.h"
 #include "cluster/supervisor.h"
 
 namespace manta {
@@ -28,6 +30,7 @@ struct DeploymentEvents {
   std::function<void(const Error&)> on_give_up;  // once; the owner should stop()
   // What a child says of itself: "starting", a stage of its loading, "ready", "restarting".
   std::function<void(const std::string& child, const std::string& stage)> on_stage;
+  std::function<void()> on_head_leaves;  // the node that this one cannot work without drains; the owner should stop()
 };
 
 class Deployment {
@@ -39,30 +42,37 @@ class Deployment {
   void stop(bool failed, std::function<void()> done);
 
   const Settings& settings() const { return options_.settings; }
+  const cluster::NodePlan& plan() const { return plan_; }
   const std::string& coordinator() const { return coordinator_; }         // address
   const std::vector<std::string>& children() const { return children_; }  // names, as on_stage has them
   // Once ready.
-  std::string url() const { return ready_.at(full_name("api")); }
-  std::string engine_summary() const { return ready_.at(full_name("engine 0")); }  // JSON, see engine_parts.h
+  std::string url() const;             // empty: no API here
+  std::string engine_summary() const;  // JSON, see engine_parts.h; "{}": no engine here
 
  private:
   std::string full_name(const std::string& child) const;
+  Status find_addresses();
+  Status start_engines_and_api();
   Status start_child(const std::string& name, std::vector<std::string> args, int stop_order);
   void follow_membership();
+  void on_membership(const cluster::Membership& membership);
   void watch_start();
   void on_status(const std::string& name, const std::string& json_line);
   void tell_stage(const std::string& name, const std::string& stage);
 
   boost::asio::io_context& io_;
-  const DeploymentOptions options_;
+  DeploymentOptions options_;  // settings: with what this node was found to be
   DeploymentEvents events_;
+  const cluster::NodePlan plan_;
   const std::string prefix_;       // of this deployment's socket names
   const std::string coordinator_;  // address
+  std::string engine_host_;        // where engines listen for another node's API; empty: on unix sockets
   boost::asio::steady_timer start_timer_;
   std::unique_ptr<cluster::Supervisor> supervisor_;
   std::unique_ptr<cluster::Link> link_;
   std::map<std::string, std::string> ready_;  // by child: what it said when it became ready
   std::vector<std::string> children_;
+  bool joined_ = false;  // the coordinator knows this node
   bool stopping_ = false;
 };
 

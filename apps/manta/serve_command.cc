@@ -47,6 +47,10 @@ class Serve {
       spdlog::error("{}; stopping", e.message);
       stop(1);
     };
+    events.on_head_leaves = [this] {
+      spdlog::info("the head of this deployment drains: so does this node");
+      stop(0);
+    };
     return events;
   }
 
@@ -96,12 +100,25 @@ void Serve::print_ready() const {
   const double seconds = std::chrono::duration<double>(Clock::now() - started_).count();
   fmt::print("\nmanta {} serves {} after {:.2f} s\n", MANTA_VERSION, settings.model, seconds);
   const json engine = json::parse(deployment_->engine_summary(), nullptr, false);
-  fmt::print("  engines      {} x {}\n", settings.data_parallel_size, engine.value("device", "?"));
-  fmt::print("  cache        {} blocks of {} tokens each\n", engine.value("num_blocks", 0),
-             engine.value("block_size", 0));
+  const cluster::NodePlan& plan = deployment_->plan();
+  if (plan.num_ranks > 0) {
+    fmt::print("  engines      {} x {}\n", plan.num_ranks, engine.value("device", "?"));
+  }
+  if (plan.several_nodes) {
+    fmt::print("  deployment   {} of {} ranks here, from {}; {} load balancing; coordinator {}\n", plan.num_ranks,
+               settings.data_parallel_size, plan.first_rank, to_string(plan.balancing), deployment_->coordinator());
+  }
+  if (plan.num_ranks > 0)
+    fmt::print("  cache        {} blocks of {} tokens each\n", engine.value("num_blocks", 0),
+               engine.value("block_size", 0));
   const json memory = engine.value("memory", json::object());
   for (const auto& [item, bytes] : memory.items()) {
     fmt::print("  memory       {:<12} {:>9.1f} MiB\n", item, bytes.get<double>() / (1 << 20));
+  }
+  if (!plan.has_api) {
+    fmt::print("  API          on the head's node\n\n");
+    std::fflush(stdout);
+    return;
   }
   print_api(deployment_->url(), settings.served_model_name.empty() ? settings.model : settings.served_model_name[0]);
 }

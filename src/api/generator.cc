@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <boost/asio/ip/host_name.hpp>
 #include <utility>
 
 namespace manta::api {
@@ -11,9 +12,8 @@ namespace {
 
 class EngineGenerator : public Generator {
  public:
-  EngineGenerator(boost::asio::io_context& io, engine::ClientOptions options, int num_engines,
-                  std::function<void()> on_complete)
-      : client_(io, std::move(options)), num_engines_(num_engines), on_complete_(std::move(on_complete)) {
+  EngineGenerator(boost::asio::io_context& io, engine::ClientOptions options, std::function<void()> on_complete)
+      : num_engines_(options.ranks.count), client_(io, std::move(options)), on_complete_(std::move(on_complete)) {
     client_.start([this] { tell_when_complete(); });
   }
 
@@ -38,18 +38,21 @@ class EngineGenerator : public Generator {
     std::exchange(on_complete_, nullptr)();
   }
 
-  engine::EngineClient client_;
   int num_engines_;
+  engine::EngineClient client_;
   std::function<void()> on_complete_;  // null once called
 };
 
 }  // namespace
 
-GeneratorFactory engine_generators(const std::string& coordinator, int num_engines, std::function<void()> on_complete) {
+GeneratorFactory engine_generators(const std::string& coordinator, engine::RankRange ranks,
+                                   std::function<void()> on_complete) {
   return [=](boost::asio::io_context& io, int loop) -> std::unique_ptr<Generator> {
     engine::ClientOptions options{.coordinator = coordinator,
-                                  .process = fmt::format("api pid {} loop {}", ::getpid(), loop)};
-    return std::make_unique<EngineGenerator>(io, std::move(options), num_engines, on_complete);
+                                  .process = fmt::format("api pid {} loop {}", ::getpid(), loop),
+                                  .host = boost::asio::ip::host_name(),
+                                  .ranks = ranks};
+    return std::make_unique<EngineGenerator>(io, std::move(options), on_complete);
   };
 }
 

@@ -33,7 +33,8 @@ class Generator {
 using GeneratorFactory = std::function<std::unique_ptr<Generator>(boost::asio::io_context& io, int loop)>;
 
 // Generators that follow the deployment's coordinator ("unix:@name", "tcp:host:port"). on_complete runs once per loop,
-// on its thread, when that loop can send requests to all num_engines engines.
-GeneratorFactory engine_generators(const std::string& coordinator, int num_engines, std::function<void()> on_complete);
+// on its thread, when that loop can send requests to all engines of the range.
+GeneratorFactory engine_generators(const std::string& coordinator, engine::RankRange ranks,
+                                   std::function<void()> on_complete);
 
 }  // namespace manta::api

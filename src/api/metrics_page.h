@@ -24,7 +24,8 @@ struct Page {
 };
 
 // What event loops counted (metrics_requests.cc), what engines say (metrics_engines.cc), what this process uses.
-void write_requests(Page& page, const std::vector<std::unique_ptr<MetricsShard>>& shards, const std::vector<int>& ranks);
+void write_requests(Page& page, const std::vector<std::unique_ptr<MetricsShard>>& shards,
+                    const std::vector<int>& ranks);
 void write_engines(Page& page, const Metrics::Snapshot& snapshot);
 void write_process(Page& page, int64_t num_admitted);
 

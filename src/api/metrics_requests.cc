@@ -21,9 +21,8 @@ class Families {
   void counter(std::string_view name, std::string_view help, Counter EngineCounters::*which) {
     page_.text.family(name, "counter", help);
     for (const int rank : ranks_) {
-      page_.text.sample(page_.of_engine(rank), total(rank, [which](const EngineCounters& c) -> const Counter& {
-                          return c.*which;
-                        }));
+      page_.text.sample(page_.of_engine(rank),
+                        total(rank, [which](const EngineCounters& c) -> const Counter& { return c.*which; }));
     }
   }
   template <size_t N>

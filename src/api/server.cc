@@ -13,6 +13,7 @@
 #include "api/http/listener.h"
 #include "api/http/tls.h"
 #include "base/log.h"
+#include "cluster/node_plan.h"
 
 namespace manta::api {
 namespace {
@@ -199,8 +200,9 @@ Status run_api_server(const Settings& settings, const std::string& coordinator,
       if (--num_incomplete == 0) on_ready(server->url());
     });
   };
-  const int num_engines = static_cast<int>(settings.data_parallel_size);
-  MANTA_ASSIGN(server, ApiServer::start(settings, engine_generators(coordinator, num_engines, on_complete)));
+  const cluster::NodePlan plan = cluster::plan_node(settings);
+  const engine::RankRange ranks{plan.first_served, plan.num_served};
+  MANTA_ASSIGN(server, ApiServer::start(settings, engine_generators(coordinator, ranks, on_complete)));
   std::thread joiner;  // waits beside this loop, so that a second signal is heard
   signals.async_wait([&](error_code, int) {
     spdlog::info("draining: {} connections", server->num_connections());

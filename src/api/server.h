@@ -1,6 +1,6 @@
 // The OpenAI-compatible server of a deployment: N share-nothing event-loop threads behind one port.
 //
-//   auto server = ApiServer::start(settings, engine_generators(coordinator, num_engines, [] {}));
+//   auto server = ApiServer::start(settings, engine_generators(coordinator, ranks, [] {}));
 //   print(server->url());
 //   …                       // SIGTERM
 //   server->drain();        // new requests get 503, running ones go on

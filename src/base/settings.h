@@ -93,7 +93,8 @@ Result<Settings> settings_from_json(const std::string& text);
 struct SettingDifference {
   std::string key, here, there;
 };
-std::string config_hash(const Settings& settings);  // 16 hex digits
+std::string config_hash(const Settings& settings);  // of shared_settings(): 16 hex digits
+std::string config_hash(const std::vector<std::pair<std::string, std::string>>& shared_settings);
 // Those rows as text, in table order: what an engine shows the coordinator when it joins.
 std::vector<std::pair<std::string, std::string>> shared_settings(const Settings& settings);
 std::optional<SettingDifference> first_difference(const Settings& here, const Settings& there);

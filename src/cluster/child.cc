@@ -229,6 +229,10 @@ std::string describe_exit(int wait_status) {
   return fmt::format("wait status {:#x}", wait_status);
 }
 
+bool has_parent() {
+  return ::fcntl(kSettingsFd, F_GETFD) >= 0 && ::fcntl(kLifelineFd, F_GETFD) >= 0;
+}
+
 Result<std::string> read_settings() {
   std::string content;
   std::array<char, 4096> chunk{};

@@ -50,6 +50,8 @@ std::string describe_exit(int wait_status);  // "exit code 1", "killed by signal
 
 // ---- in the child ----
 
+// Whether a parent of ours started this process; else a person did, and there are no descriptors to read.
+bool has_parent();
 // The bytes the parent left on kSettingsFd.
 Result<std::string> read_settings();
 // Ends this process at once when the parent is gone.

@@ -17,7 +17,7 @@ namespace asio = boost::asio;
 class CoordinatorServer : public Coordinator {
  public:
   CoordinatorServer(asio::io_context& io, CoordinatorOptions options)
-      : timer_(io), options_(options), roster_(options.deadlines) {}
+      : timer_(io), options_(std::move(options)), roster_(options_.deadlines, options_.shared_config) {}
 
   Status listen(asio::io_context& io, const std::string& address) {
     MANTA_ASSIGN(listener_, listen_frames(io, address, [this](FrameConnectionPtr c) { accept(std::move(c)); }));
@@ -98,6 +98,7 @@ class CoordinatorServer : public Coordinator {
       return c.stream->finish("refused");
     }
     c.joined = true;
+    if (join->self.role == Role::kEngine && join->group_size > 0) options_.group_size = join->group_size;
     publish();
   }
 
@@ -133,7 +134,7 @@ class CoordinatorServer : public Coordinator {
 
   std::unique_ptr<FrameListener> listener_;
   asio::steady_timer timer_;
-  const CoordinatorOptions options_;
+  CoordinatorOptions options_;
   Roster roster_;
   Agreement agreement_;
   std::map<int, FrameConnectionPtr> by_rank_;  // of the group that votes
@@ -146,7 +147,7 @@ class CoordinatorServer : public Coordinator {
 
 Result<std::unique_ptr<Coordinator>> Coordinator::open(asio::io_context& io, const std::string& address,
                                                        CoordinatorOptions options) {
-  auto server = std::make_unique<CoordinatorServer>(io, options);
+  auto server = std::make_unique<CoordinatorServer>(io, std::move(options));
   MANTA_TRY(server->listen(io, address));
   return std::unique_ptr<Coordinator>(std::move(server));
 }

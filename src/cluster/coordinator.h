@@ -4,6 +4,8 @@
 
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/result.h"
 #include "cluster/roster.h"
@@ -18,7 +20,10 @@ inline constexpr std::chrono::milliseconds kHeartbeatPeriod{250};
 
 struct CoordinatorOptions {
   Deadlines deadlines;
-  int group_size = 0;  // ranks that step in lock-step (expert parallelism); 0: every engine for itself
+  // Ranks that step in lock-step (expert parallelism); 0: every engine for itself, until one joins and says otherwise.
+  int group_size = 0;
+  // What the shared settings of every member must be; empty: what the first one brings.
+  std::vector<std::pair<std::string, std::string>> shared_config;
 };
 
 class Coordinator {

@@ -21,7 +21,7 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
   void stop() {
     stopped_ = true;
     timer_.cancel();
-    if (stream_) stream_->close("leaving");
+    if (stream_) stream_->finish("leaving");  // what was just said still gets out
     stream_ = nullptr;
   }
 

@@ -20,7 +20,7 @@ static auto fields(Member& m) {
   return std::tie(m.role, m.rank, m.pid, m.host, m.address, m.state, m.where, m.num_running, m.num_waiting, m.group);
 }
 static auto fields(Join& m) {
-  return std::tie(m.self, m.last_epoch, m.shared_config);
+  return std::tie(m.self, m.last_epoch, m.group_size, m.shared_config);
 }
 static auto fields(Heartbeat& m) {
   return std::tie(m.state, m.where, m.num_running, m.num_waiting, m.group);

@@ -43,7 +43,7 @@ struct Member {
   int32_t rank = 0;  // DP rank of an engine; index of an api process on its node
   int32_t pid = 0;
   std::string host;
-  std::string address;  // where it accepts frames; empty for those who only connect
+  std::string address;  // where it accepts frames, of the head's supervisor the coordinator's; else empty
   State state = State::kStarting;
   Where where;
   int32_t num_running = 0;
@@ -55,7 +55,8 @@ struct Member {
 struct Join {
   Member self;
   uint64_t last_epoch = 0;  // of the group it was in before; a new coordinator must go beyond it
-  // Settings that must be equal on all engines of the deployment, key and value as text.
+  int32_t group_size = 0;   // of an engine that steps in lock-step with others; the same on all of them
+  // Settings that must be equal in the whole deployment, key and value as text. Empty: not compared.
   std::vector<std::pair<std::string, std::string>> shared_config;
 };
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/settings.h"
 
 namespace manta::cluster {
 namespace {
@@ -26,9 +27,10 @@ double seconds(std::chrono::steady_clock::duration d) {
 }  // namespace
 
 Status Roster::check_config(const Join& join) {
-  const bool alone = std::none_of(entries_.begin(), entries_.end(),
-                                  [](const auto& e) { return e.second.member.role == Role::kEngine; });
-  if (alone) {
+  if (join.shared_config.empty()) return {};
+  const bool alone =
+      std::none_of(entries_.begin(), entries_.end(), [](const auto& e) { return e.second.brought_config; });
+  if (alone && !fixed_config_) {
     shared_config_ = join.shared_config;
     return {};
   }
@@ -41,23 +43,25 @@ Status Roster::check_config(const Join& join) {
     const auto theirs = value(join.shared_config);
     if (ours == theirs) continue;
     return error(ErrorCode::kFailedPrecondition,
-                 fmt::format("{}: {} = {} here, {} = {} in the group; start every engine of a deployment with the same "
-                             "configuration",
-                             describe(join.self), theirs.first, theirs.second, ours.first, ours.second));
+                 fmt::format("{}: {} = {} here, {} = {} in the deployment (configuration {} and {}); start every node "
+                             "of a deployment with the same configuration",
+                             describe(join.self), theirs.first, theirs.second, ours.first, ours.second,
+                             config_hash(join.shared_config), config_hash(shared_config_)));
   }
   return {};
 }
 
 Status Roster::join(MemberId id, const Join& join, Time now) {
+  MANTA_TRY(check_config(join));
   if (join.self.role == Role::kEngine) {
     for (const auto& [other_id, other] : entries_) {
       if (other.member.role != Role::kEngine || other.member.rank != join.self.rank) continue;
       return error(ErrorCode::kFailedPrecondition,
                    fmt::format("{}: that rank is taken by {}", describe(join.self), describe(other.member)));
     }
-    MANTA_TRY(check_config(join));
   }
   Entry entry{join.self, now, now, join.self.state};
+  entry.brought_config = !join.shared_config.empty();
   entries_.insert_or_assign(id, std::move(entry));
   // Also beyond what the members of an earlier coordinator have seen: an epoch is never used twice.
   epoch_.value = std::max(epoch_.value, join.last_epoch + 1);

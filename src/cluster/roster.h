@@ -25,9 +25,13 @@ struct Deadlines {
 
 class Roster {
  public:
-  explicit Roster(Deadlines deadlines) : deadlines_(deadlines) {}
+  using Config = std::vector<std::pair<std::string, std::string>>;
 
-  // Refuses an engine whose rank is taken by a living one, or whose shared settings differ (naming the first).
+  // config: what every member's shared settings must be; empty: what the first one brings.
+  explicit Roster(Deadlines deadlines, Config config = {})
+      : deadlines_(deadlines), fixed_config_(!config.empty()), shared_config_(std::move(config)) {}
+
+  // Refuses a member whose shared settings differ (naming the first), and an engine whose rank a living one has.
   Status join(MemberId id, const Join& join, Time now);
   void heartbeat(MemberId id, const Heartbeat& beat, Time now);
   // The connection is gone.
@@ -53,6 +57,7 @@ class Roster {
     Time last_progress;
     State reported = State::kStarting;  // what it said itself, restored when a suspect is heard again
     Time owes_since = Time::max();      // its vote
+    bool brought_config = false;        // that others are compared with
   };
   void remove(std::map<MemberId, Entry>::iterator entry, const std::string& why);
   std::string fault_of(const Entry& entry, Time now) const;
@@ -64,7 +69,8 @@ class Roster {
   Epoch epoch_{1};
   bool changed_ = false;
   std::map<MemberId, Entry> entries_;
-  std::vector<std::pair<std::string, std::string>> shared_config_;  // of the engines in the group
+  bool fixed_config_;
+  Config shared_config_;
   std::vector<Departure> departures_;
 };
 

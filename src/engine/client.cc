@@ -86,7 +86,6 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     link.join.self.rank = options_.ranks.first;
     link.join.self.pid = ::getpid();
     link.join.self.host = options_.host;
-    link.join.shared_config = options_.shared_config;
     link.heartbeat = [this] {
       cluster::Heartbeat beat;
       beat.state = cluster::State::kReady;
@@ -94,10 +93,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
       return beat;
     };
     link.on_membership = [this](Epoch, const cluster::Membership& m) { on_membership(m); };
-    link.on_refused = [this](const std::string& reason) {
-      spdlog::error("coordinator refused: {}", reason);
-      if (options_.on_refused) options_.on_refused(reason);
-    };
+    link.on_refused = [](const std::string& reason) { spdlog::error("coordinator refused: {}", reason); };
     link_ = std::make_unique<cluster::Link>(io_, std::move(link));
   }
 

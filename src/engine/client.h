@@ -9,7 +9,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "base/ids.h"
@@ -56,9 +55,6 @@ struct ClientOptions {
   std::string process;      // "api pid 4711 loop 2"
   std::string host;         // name of this node, for messages
   RankRange ranks;
-  // Settings that must be equal in the whole deployment; empty: not compared.
-  std::vector<std::pair<std::string, std::string>> shared_config;
-  std::function<void(const std::string& reason)> on_refused;  // the coordinator does not want us: final
 };
 
 class EngineClient {

@@ -1,6 +1,6 @@
-// What one front-end knows of an engine's load, for choosing where the next request goes: its own requests exactly, also
-// those the engine has not spoken of yet; everybody else's as of the engine's last word. Counted in tokens that hold
-// cache rows, so that ten long prompts weigh more than ten short ones.
+// What one front-end knows of an engine's load, for choosing where the next request goes: its own requests exactly,
+// also those the engine has not spoken of yet; everybody else's as of the engine's last word. Counted in tokens that
+// hold cache rows, so that ten long prompts weigh more than ten short ones.
 #pragma once
 
 #include <compare>

@@ -95,6 +95,7 @@ class EngineServer : public Server {
     link.join.self.pid = ::getpid();
     link.join.self.host = options_.host;
     link.join.self.address = listener_->address();
+    link.join.group_size = options_.group_size;
     link.join.shared_config = options_.shared_config;
     link.heartbeat = [this] { return heartbeat(); };
     link.on_membership = [this](Epoch epoch, const cluster::Membership& m) { on_membership(epoch, m); };

@@ -45,10 +45,6 @@ void check_data_parallel(const Settings& s, Lines& problems) {
   if (s.data_parallel_size_local && *s.data_parallel_size_local > size)
     problems.add(given("data_parallel_size_local", *s.data_parallel_size_local),
                  fmt::format("must be at most data_parallel_size ({})", size));
-  if (s.data_parallel_size_local && *s.data_parallel_size_local < size)
-    problems.add(
-        given("data_parallel_size_local", *s.data_parallel_size_local),
-        fmt::format("not in this version yet: a deployment over several nodes; data_parallel_size is {}", size));
   if (s.data_parallel_start_rank) {
     if (!s.data_parallel_size_local)
       problems.add("data_parallel_start_rank", "needs data_parallel_size_local");
@@ -64,6 +60,16 @@ void check_data_parallel(const Settings& s, Lines& problems) {
     problems.add("data_parallel_rank", "is the only rank of its process: data_parallel_size_local must be 1 or absent");
   if (s.data_parallel_external_lb && size == 1)
     problems.add("data_parallel_external_lb", "needs data_parallel_size above 1");
+  else if (s.data_parallel_external_lb && !s.data_parallel_rank)
+    problems.add("data_parallel_external_lb", "needs data_parallel_rank: which of the ranks is this one?");
+  if (s.headless && s.data_parallel_rank)
+    problems.add("headless", "excludes data_parallel_rank: a rank that is balanced outside has an API of its own");
+  if (s.data_parallel_size_local == 0 && (s.headless || s.data_parallel_hybrid_lb || s.data_parallel_start_rank))
+    problems.add("data_parallel_size_local 0",
+                 "leaves this node nothing to do: only the head of internal balancing has "
+                 "an API without engines");
+  if (s.coordinator && !s.coordinator->starts_with("tcp:") && !s.coordinator->starts_with("unix:"))
+    problems.add(fmt::format("coordinator {}", *s.coordinator), "must be tcp:HOST:PORT or unix:@NAME");
   if (s.data_parallel_hybrid_lb && s.data_parallel_external_lb)
     problems.add("data_parallel_hybrid_lb", "excludes data_parallel_external_lb");
   if (s.data_parallel_hybrid_lb && !s.data_parallel_size_local)

@@ -57,17 +57,6 @@ Result<Settings> settings_from_json(const std::string& text) {
   return out;
 }
 
-std::string config_hash(const Settings& settings) {
-  const json values = all_fields(settings);
-  uint64_t hash = 0xcbf29ce484222325ULL;
-  for (const auto& row : settings::table()) {
-    if (!row.same_on_all_nodes || !row.has_field) continue;
-    // Zero bytes keep ("a", "bc") and ("ab", "c") apart.
-    hash = fnv1a(row.key + '\0' + values[row.key].dump() + '\0', hash);
-  }
-  return fmt::format("{:016x}", hash);
-}
-
 std::vector<std::pair<std::string, std::string>> shared_settings(const Settings& settings) {
   const json values = all_fields(settings);
   std::vector<std::pair<std::string, std::string>> out;
@@ -75,6 +64,17 @@ std::vector<std::pair<std::string, std::string>> shared_settings(const Settings&
     if (row.same_on_all_nodes && row.has_field) out.emplace_back(row.key, settings::show(values[row.key]));
   }
   return out;
+}
+
+std::string config_hash(const std::vector<std::pair<std::string, std::string>>& shared_settings) {
+  uint64_t hash = 0xcbf29ce484222325ULL;
+  // Zero bytes keep ("a", "bc") and ("ab", "c") apart.
+  for (const auto& [key, value] : shared_settings) hash = fnv1a(key + '\0' + value + '\0', hash);
+  return fmt::format("{:016x}", hash);
+}
+
+std::string config_hash(const Settings& settings) {
+  return config_hash(shared_settings(settings));
 }
 
 std::optional<SettingDifference> first_difference(const Settings& here, const Settings& there) {
