@@ -56,6 +56,7 @@ Result<CoordinatorPlan> plan_by_hand(Args args) {
   if (plan.listen.empty()) {
     return error(ErrorCode::kInvalidArgument, fmt::format("no --listen ADDRESS\n{}", kHelp));
   }
+  args.insert(args.begin(), "none");  // in the place of MODEL, which it does not read
   MANTA_ASSIGN(const ParsedSettings parsed, parse_command_line(args, {}));
   init_logging("coordinator", parsed.settings.log_level);
   plan.options.deadlines = deadlines_from(parsed.settings);

@@ -85,9 +85,8 @@ Status Deployment::start_engines_and_api() {
   joined_ = true;
   const std::string& role = options_.role;
   for (int rank = plan_.first_rank; rank < plan_.first_rank + plan_.num_ranks; ++rank) {
-    const bool v6 = engine_host_.find(':') != std::string::npos;
-    const std::string listen = engine_host_.empty() ? fmt::format("{}-engine-{}", prefix_, rank)
-                                                    : fmt::format(v6 ? "tcp:[{}]:0" : "tcp:{}:0", engine_host_);
+    std::string listen = fmt::format("{}-engine-{}", prefix_, rank);
+    if (!engine_host_.empty()) listen = fmt::format("tcp:{}:0", cluster::bracketed(engine_host_));
     MANTA_TRY(start_child(
         fmt::format("engine {}", rank),
         {"engine", "--role", role, "--rank", std::to_string(rank), "--listen", listen, "--coordinator", coordinator_},

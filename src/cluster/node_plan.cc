@@ -20,10 +20,6 @@ int as_int(int64_t n) {
   return static_cast<int>(n);
 }
 
-std::string bracketed(const std::string& host) {
-  return host.find(':') == std::string::npos ? host : "[" + host + "]";
-}
-
 Result<std::string> numeric(const sockaddr* address, socklen_t size) {
   std::array<char, NI_MAXHOST> text{};
   if (const int rc = ::getnameinfo(address, size, text.data(), text.size(), nullptr, 0, NI_NUMERICHOST); rc != 0) {
@@ -57,6 +53,10 @@ Balancing balancing_of(const Settings& s) {
 }
 
 }  // namespace
+
+std::string bracketed(const std::string& host) {
+  return host.find(':') == std::string::npos ? host : "[" + host + "]";
+}
 
 const char* to_string(Balancing balancing) {
   switch (balancing) {
@@ -119,7 +119,8 @@ Result<std::string> address_of_interface(const std::string& name) {
     return n == name;
   });
   if (!found.empty()) return found;
-  return error(ErrorCode::kInvalidArgument, fmt::format("network interface \"{}\" is not there or has no address", name));
+  return error(ErrorCode::kInvalidArgument,
+               fmt::format("network interface \"{}\" is not there or has no address", name));
 }
 
 Result<std::string> interface_of_address(const std::string& address) {

@@ -26,13 +26,15 @@ struct NodePlan {
   int num_ranks = 1;
   int first_served = 0;  // of the engines that the API here sends requests to
   int num_served = 1;
-  std::string coordinator;     // address; empty: a unix socket of this machine
+  std::string coordinator;      // address; empty: a unix socket of this machine
   bool engines_on_tcp = false;  // the API is on another node
 };
 
 // `settings` have passed validate().
 NodePlan plan_node(const Settings& settings);
 
+// As it stands before a port: IPv6 addresses in brackets.
+std::string bracketed(const std::string& host);
 // The address of this host from which `host` is reached, as text.
 Result<std::string> local_address_towards(const std::string& host);
 // The address of an interface; the interface that has an address.

@@ -373,8 +373,9 @@ TEST(Together, WhatNeedsOrExcludesEachOther) {
   EXPECT_THAT(refused({"m", "--uds", "a", "--host", "b"}), HasSubstr("uds: excludes host"));
   EXPECT_THAT(refused({"m", "-dpl", "3", "-dp", "2"}),
               HasSubstr("data_parallel_size_local 3: must be at most data_parallel_size (2)"));
-  EXPECT_THAT(refused({"m", "-dpl", "1", "-dp", "2"}),
-              HasSubstr("not in this version yet: a deployment over several nodes"));
+  EXPECT_THAT(refused({"m", "-dpe", "-dp", "2"}), HasSubstr("needs data_parallel_rank"));
+  EXPECT_THAT(refused({"m", "-dpl", "0", "-dp", "2", "--headless"}), HasSubstr("leaves this node nothing to do"));
+  EXPECT_THAT(refused({"m", "--coordinator", "head:29550"}), HasSubstr("must be tcp:HOST:PORT"));
   EXPECT_THAT(refused({"m", "--eplb-config.num_redundant_experts", "4"}), HasSubstr("needs enable_eplb"));
   EXPECT_THAT(refused({"m", "-sc.num_speculative_tokens", "1"}), HasSubstr("needs a method"));
 }
@@ -469,8 +470,6 @@ TEST(WideEpCommand, RefusalsNameWhatIsMissingAndNothingElse) {
   ASSERT_FALSE(out.ok());
   EXPECT_EQ(out.error().code, ErrorCode::kUnimplemented);
   EXPECT_EQ(out.error().message,
-            "data_parallel_start_rank, data_parallel_hybrid_lb, data_parallel_address, data_parallel_rpc_port 29551: "
-            "not in this version yet: a deployment over several nodes\n"
             "enable_eplb: not in this version yet: expert load balancing\n"
             "kv_transfer_config: not in this version yet: prefill/decode disaggregation");
 }
@@ -478,11 +477,8 @@ TEST(WideEpCommand, RefusalsNameWhatIsMissingAndNothingElse) {
 TEST(WideEpCommand, TheRestIsParsedRight) {
   WideEp command;
   command.env.erase("VLLM_MOE_ROUTING_SIMULATION_STRATEGY");
-  const std::vector<std::string> missing = {"--data-parallel-hybrid-lb", "--enable-expert-parallel", "--enable-dbo",
-                                            "--enable-eplb"};
-  const std::vector<std::string> missing_with_value = {"--data-parallel-address", "--data-parallel-rpc-port",
-                                                       "--data-parallel-size-local", "--data-parallel-start-rank",
-                                                       "--kv-transfer-config"};
+  const std::vector<std::string> missing = {"--enable-eplb"};
+  const std::vector<std::string> missing_with_value = {"--kv-transfer-config"};
   Args args;
   for (size_t i = 0; i < command.args.size(); ++i) {
     const bool value_too = std::count(missing_with_value.begin(), missing_with_value.end(), command.args[i]) > 0;
@@ -497,6 +493,13 @@ TEST(WideEpCommand, TheRestIsParsedRight) {
   EXPECT_EQ(s.model, "deepseek-ai/DeepSeek-V3-0324");
   EXPECT_EQ(s.api_server_count, 8);
   EXPECT_EQ(s.data_parallel_size, 32);
+  EXPECT_EQ(s.data_parallel_size_local, 8);
+  EXPECT_EQ(s.data_parallel_start_rank, 8);
+  EXPECT_TRUE(s.data_parallel_hybrid_lb);
+  EXPECT_EQ(s.data_parallel_rpc_port, 29551);
+  EXPECT_EQ(s.socket_ifname, "eth0");
+  EXPECT_TRUE(s.enable_expert_parallel);
+  EXPECT_TRUE(s.enable_dbo);
   EXPECT_FALSE(s.enable_prefix_caching);
   EXPECT_EQ(s.max_model_len, 16384);
   EXPECT_TRUE(s.async_scheduling);
@@ -510,7 +513,7 @@ TEST(WideEpCommand, TheRestIsParsedRight) {
   EXPECT_EQ(s.all2all_backend, "deepep_low_latency");
   EXPECT_EQ(s.moe_dp_chunk_size, 512);
   for (const char* name : {"VLLM_USE_DEEP_GEMM", "VLLM_SKIP_P2P_CHECK", "NVIDIA_GDRCOPY", "PYTORCH_CUDA_ALLOC_CONF",
-                           "NVSHMEM_QP_DEPTH", "socket_ifname", "randomize_dp_dummy_inputs"})
+                           "NVSHMEM_QP_DEPTH", "randomize_dp_dummy_inputs"})
     EXPECT_THAT(p.notes, Contains(HasSubstr(name)));
 }
 

@@ -81,10 +81,22 @@ TEST_F(RosterTest, RefusesADifferentConfigurationNamingTheKey) {
   ASSERT_TRUE(roster_.join(1, engine(0, 100), now_).ok());
   const Status other = roster_.join(2, engine(1, 200, "big"), now_);
   ASSERT_FALSE(other.ok());
-  EXPECT_NE(other.error().message.find("model = big here, model = tiny in the group"), std::string::npos)
+  EXPECT_NE(other.error().message.find("model = big here, model = tiny in the deployment"), std::string::npos)
       << other.error().message;
   roster_.leave(1, "gone");
   EXPECT_TRUE(roster_.join(3, engine(1, 200, "big"), now_).ok()) << "an empty group takes any configuration";
+}
+
+TEST_F(RosterTest, AHeadKnowsItsConfigurationBeforeAnybodyJoins) {
+  const Join tiny = engine(0, 100);
+  Roster head({}, tiny.shared_config);
+  Join node = engine(1, 200, "big");
+  node.self.role = Role::kSupervisor;
+  EXPECT_FALSE(head.join(1, node, now_).ok()) << "also who is no engine";
+  Join front_end = node;
+  front_end.shared_config.clear();
+  EXPECT_TRUE(head.join(2, front_end, now_).ok()) << "nothing to compare";
+  EXPECT_TRUE(head.join(3, tiny, now_).ok());
 }
 
 TEST_F(RosterTest, SilenceMakesSuspectThenGoneAndNamesWhere) {

@@ -15,8 +15,9 @@ MODEL = "models/tiny-v3"
 class Deployment:
     """`with Deployment("--executor", "fake") as d:` — d.url is ready to be used; leaving stops it and checks exit 0."""
 
-    def __init__(self, *flags, model=MODEL, timeout=60, env=None):
-        self.command = [str(MANTA), "serve", model, "--host", "127.0.0.1", "--port", "0", *map(str, flags)]
+    def __init__(self, *flags, model=MODEL, timeout=60, env=None, prefix=()):
+        # prefix: a command that runs the rest, such as hosts.Host.command
+        self.command = [*prefix, str(MANTA), "serve", model, "--host", "127.0.0.1", "--port", "0", *map(str, flags)]
         self.timeout = timeout
         self.env = {**os.environ, **(env or {})}
         self.log = []
@@ -25,10 +26,16 @@ class Deployment:
         self._asked_to_stop = False
 
     def __enter__(self):
+        self.start()
+        return self.wait_ready()
+
+    def start(self):
         self.process = subprocess.Popen(
             self.command, cwd=ROOT, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def wait_ready(self):
         if not self._ready.wait(self.timeout) or self.url is None:
             self.process.kill()
             raise AssertionError("not ready:\n" + "".join(self.log[-50:]))
@@ -40,6 +47,9 @@ class Deployment:
             found = re.search(r"API\s+(https?://\S+)/v1", line)
             if found:
                 self.url = found.group(1)
+                self._ready.set()
+            if "API          on the head's node" in line:  # --headless
+                self.url = ""
                 self._ready.set()
         self._ready.set()  # it ended
 
