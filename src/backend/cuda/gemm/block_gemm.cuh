@@ -19,15 +19,16 @@ struct GemmLaunch {
   GemmWeight weights[kMaxWeights];
 };
 
-template <int kBM_, int kBN_, int kWarpsM_, int kWarpsN_, int kStages_>
+template <int kBM_, int kBN_, int kWarpsM_, int kWarpsN_, int kStages_, int kBlocks_>
 struct GemmTile {
+  static constexpr int kBlocks = kBlocks_;  // on one multiprocessor in FP8, to hide each other's waits
   static constexpr int kBM = kBM_, kBN = kBN_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kStages = kStages_;
   static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
   static constexpr int kMT = kBM / kWarpsM / 16, kNT = kBN / kWarpsN / 8;  // 16 x 8 tiles of a warp
 };
-using SmallTile = GemmTile<16, 64, 1, 4, 5>;
-using MediumTile = GemmTile<64, 64, 2, 2, 4>;  // where large tiles are too few for the device
-using LargeTile = GemmTile<64, 128, 2, 4, 3>;
+using SmallTile = GemmTile<16, 64, 1, 4, 5, 3>;
+using MediumTile = GemmTile<64, 64, 2, 2, 4, 3>;  // where large tiles are too few for the device
+using LargeTile = GemmTile<64, 128, 2, 4, 3, 2>;
 
 // What one group of rows is to a pass.
 struct GroupRows {
@@ -177,7 +178,7 @@ __device__ __forceinline__ void store_pair(const BlockGemm& g, int64_t row, int6
 }
 
 template <typename Tile, bool kAFp8, bool kWFp8, bool kGrouped, int kMaxWeights>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, kAFp8 ? Tile::kBlocks : 1)
     block_gemm_kernel(const __grid_constant__ GemmLaunch<kMaxWeights> launch) {
   constexpr int kABytes = kAFp8 ? 1 : 2, kWBytes = kWFp8 ? 1 : 2;
   constexpr int kAStage = Tile::kBM * kBK * kABytes, kWStage = Tile::kBN * kBK * kWBytes;
@@ -225,6 +226,32 @@ __global__ void __launch_bounds__(Tile::kThreads)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int warp_m = warp / Tile::kWarpsN * Tile::kMT * 16, warp_n = warp % Tile::kWarpsN * Tile::kNT * 8;
   float acc[Tile::kMT][Tile::kNT][4] = {};
+  // Scales of a k block are asked for one block ahead: they come from far away.
+  const float* scale_a[Tile::kMT][2];
+  float next_a[Tile::kMT][2] = {}, next_w = 1.0f;
+  const float* scale_w = kWFp8 ? weight.scale + n0 / kScaleBlock * num_k : nullptr;
+  const auto fetch_scales = [&](int kb) {
+    if (kb >= num_k) return;
+    if constexpr (kWFp8) next_w = scale_w[kb];
+    if constexpr (kAFp8) {
+#pragma unroll
+      for (int i = 0; i < Tile::kMT; ++i) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) next_a[i][e] = scale_a[i][e] != nullptr ? scale_a[i][e][kb] : 0.0f;
+      }
+    }
+  };
+  if constexpr (kAFp8) {
+#pragma unroll
+    for (int i = 0; i < Tile::kMT; ++i) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int row = m0 + warp_m + i * 16 + lane / 4 + 8 * e;
+        scale_a[i][e] = row < m ? g.a_scale + source_row(row) * num_k : nullptr;
+      }
+    }
+  }
+  if constexpr (kScaled) fetch_scales(0);
   for (int kb = 0; kb < num_k; ++kb) {
     copy_async_wait<Tile::kStages - 2>();
     __syncthreads();
@@ -233,7 +260,14 @@ __global__ void __launch_bounds__(Tile::kThreads)
     const uint8_t* tile_a = smem_a + kb % Tile::kStages * kAStage;
     const uint8_t* tile_w = smem_w + kb % Tile::kStages * kWStage;
     float part_sum[Tile::kMT][Tile::kNT][4];
+    float scale[Tile::kMT][2];
     if constexpr (kScaled) {
+#pragma unroll
+      for (int i = 0; i < Tile::kMT; ++i) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) scale[i][e] = kAFp8 ? next_w * next_a[i][e] : next_w;
+      }
+      fetch_scales(kb + 1);
 #pragma unroll
       for (int i = 0; i < Tile::kMT; ++i)
 #pragma unroll
@@ -286,21 +320,13 @@ __global__ void __launch_bounds__(Tile::kThreads)
       }
     }
     if constexpr (kScaled) {
-      const float sw = kWFp8 ? weight.scale[n0 / kScaleBlock * num_k + kb] : 1.0f;
 #pragma unroll
       for (int i = 0; i < Tile::kMT; ++i) {
-        float s[2] = {sw, sw};
-        if constexpr (kAFp8) {
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int row = m0 + warp_m + i * 16 + lane / 4 + 8 * e;
-            s[e] *= row < m ? g.a_scale[source_row(row) * num_k + kb] : 0.0f;
-          }
+        for (int j = 0; j < Tile::kNT; ++j) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) acc[i][j][e] += part_sum[i][j][e] * scale[i][e / 2];
         }
-#pragma unroll
-        for (int j = 0; j < Tile::kNT; ++j)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) acc[i][j][e] += part_sum[i][j][e] * s[e / 2];
       }
     }
   }
