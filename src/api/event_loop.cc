@@ -51,7 +51,7 @@ void EventLoop::set_generator(std::unique_ptr<Generator> generator) {
     shard_.of(lost_rank).resubmitted[static_cast<size_t>(reason)].add(1);
   });
   context_.emplace(LoopContext{state_.settings, state_.model, state_.admission, state_.metrics, shard_, *generator_,
-                               random_, ids_, json_, state_.draining});
+                               random_, ids_, json_, offload_, state_.draining});
 }
 
 void EventLoop::run() {

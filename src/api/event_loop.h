@@ -29,6 +29,7 @@ struct ServerState {
   Admission admission;
   Metrics metrics;
   HttpLimits limits;
+  OffloadPool offload_pool;
   std::atomic<bool> draining{false};
 };
 
@@ -71,6 +72,7 @@ class EventLoop : private HttpService {
   FlushQueue flush_queue_{io_};
   std::mt19937_64 random_, ids_;
   JsonParser json_;
+  Offload offload_{state_.offload_pool, io_};
   MetricsShard& shard_;
   std::unique_ptr<Generator> generator_;
   std::optional<LoopContext> context_;

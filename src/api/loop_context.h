@@ -7,6 +7,7 @@
 #include "api/admission.h"
 #include "api/generator.h"
 #include "api/metrics.h"
+#include "api/offload.h"
 #include "api/openai/field.h"
 #include "api/openai/served_model.h"
 #include "base/settings.h"
@@ -23,6 +24,7 @@ struct LoopContext {
   std::mt19937_64& random;  // seeds of requests that bring none; follows --seed
   std::mt19937_64& ids;     // request ids; differs from start to start
   JsonParser& json;
+  Offload& offload;  // for what would hold the loop up
   const std::atomic<bool>& draining;
 };
 

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "sample/after_token.h"
+
 namespace manta::engine {
 
 GrammarWorker::GrammarWorker(MakeGrammarCompiler make_compiler, Done done)
@@ -47,7 +49,9 @@ GrammarResult GrammarWorker::make_matcher(const sample::GrammarSpec& spec) {
     MANTA_ASSIGN(compiler_, make_compiler_());
   }
   MANTA_ASSIGN(const auto compiled, compiler_->compile(spec));
-  return std::shared_ptr<sample::GrammarMatcher>(compiled->make_matcher());
+  auto matcher = compiled->make_matcher();
+  if (spec.after_token >= 0) matcher = sample::after_token(spec.after_token, std::move(matcher));
+  return std::shared_ptr<sample::GrammarMatcher>(std::move(matcher));
 }
 
 }  // namespace manta::engine

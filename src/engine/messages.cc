@@ -16,7 +16,7 @@ static constexpr GrammarKind last_value(GrammarKind) {
   return GrammarKind::kStructuralTag;
 }
 static auto fields(GrammarSpec& m) {
-  return std::tie(m.kind, m.text, m.any_whitespace);
+  return std::tie(m.kind, m.text, m.any_whitespace, m.after_token);
 }
 static auto fields(SamplingParams& m) {
   return std::tie(m.temperature, m.top_p, m.top_k, m.min_p, m.presence_penalty, m.frequency_penalty,

@@ -54,6 +54,21 @@ int nesting_of(std::string_view text, bool is_json) {
   return deepest;
 }
 
+// The first \x… or \U… of more digits than any character has (U+10FFFF); empty: none. xgrammar reads as many as there
+// are and overflows.
+std::string_view overlong_escape(std::string_view text) {
+  constexpr std::string_view kHexDigits = "0123456789abcdefABCDEF";
+  constexpr size_t kMaxDigits = 6;
+  for (size_t at = 0; (at = text.find('\\', at)) != text.npos && at + 1 < text.size(); ++at) {
+    if (text[at + 1] != 'x' && text[at + 1] != 'U') continue;
+    const size_t end = std::min(text.find_first_not_of(kHexDigits, at + 2), text.size());
+    const size_t begin = std::min(text.find_first_not_of('0', at + 2), end);
+    const size_t read = text[at + 1] == 'x' ? end : std::min(end, at + 2 + 8);
+    if (read > begin + kMaxDigits) return text.substr(at, std::min<size_t>(end - at, 16));
+  }
+  return {};
+}
+
 bool is_json(GrammarKind kind) {
   return kind == GrammarKind::kJsonSchema || kind == GrammarKind::kChoice || kind == GrammarKind::kStructuralTag;
 }
@@ -188,6 +203,9 @@ Status check_grammar_limits(const GrammarSpec& spec, const GrammarLimits& limits
   if (nesting > limits.max_nesting) {
     return invalid(
         fmt::format("{} nested {} levels deep: at most {}", to_string(spec.kind), nesting, limits.max_nesting));
+  }
+  if (const auto escape = overlong_escape(spec.text); !escape.empty()) {
+    return invalid(fmt::format("{}: {} names no character: the last one is U+10FFFF", to_string(spec.kind), escape));
   }
   return {};
 }

@@ -19,6 +19,7 @@ struct GrammarSpec {
   GrammarKind kind = GrammarKind::kNone;
   std::string text;  // the schema, expression or grammar; for kChoice a JSON array of strings
   bool any_whitespace = true;
+  TokenId after_token = -1;  // >= 0: the grammar holds for what follows the first of these (it ends reasoning)
   bool operator==(const GrammarSpec&) const = default;
 };
 

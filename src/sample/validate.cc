@@ -62,6 +62,9 @@ Status validate(const SamplingParams& params, int vocab_size) {
     if (word.empty()) return invalid("bad_words holds a word without tokens: remove it");
     MANTA_TRY(check_ids("bad_words", word, vocab_size));
   }
+  if (const TokenId id = params.grammar.after_token; id != -1) {
+    MANTA_TRY(check_ids("grammar.after_token", std::span(&id, 1), vocab_size));
+  }
   MANTA_TRY(check_ids("eos_token_ids", params.eos_token_ids, vocab_size));
   return check_ids("stop_token_ids", params.stop_token_ids, vocab_size);
 }

@@ -100,25 +100,43 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::parse(const std::strin
     if (!token->empty()) result->special_tokens_.emplace_back(name, *token);
   }
   result->wants_object_arguments_ = result->probe_object_arguments();
+  result->wants_null_content_ = result->probe_null_content();
   return std::shared_ptr<const ChatTemplate>(std::move(result));
 }
+
+namespace {
+
+// A conversation with one tool call, as clients send it back.
+ordered_json call_conversation(const ordered_json& content, const ordered_json& arguments) {
+  return {{{"role", "user"}, {"content", "a"}},
+          {{"role", "assistant"},
+           {"content", content},
+           {"tool_calls",
+            {{{"id", "call_0"}, {"type", "function"}, {"function", {{"name", "f_key"}, {"arguments", arguments}}}}}}},
+          {{"role", "tool"}, {"tool_call_id", "call_0"}, {"content", "b"}}};
+}
+
+}  // namespace
 
 // A template wants objects when text comes out changed (tojson quotes it again, items() fails on it) and an object does
 // not.
 bool ChatTemplate::probe_object_arguments() const {
   const auto renders_as_json = [&](const ordered_json& arguments) {
-    const ordered_json messages = {
-        {{"role", "user"}, {"content", "a"}},
-        {{"role", "assistant"},
-         {"content", ""},
-         {"tool_calls",
-          {{{"id", "call_0"}, {"type", "function"}, {"function", {{"name", "f"}, {"arguments", arguments}}}}}}},
-        {{"role", "tool"}, {"tool_call_id", "call_0"}, {"content", "b"}}};
-    const auto text = render_messages(messages, {.add_generation_prompt = false});
+    const auto text = render_messages(call_conversation("", arguments), {.add_generation_prompt = false});
     return text.ok() && text->find(R"("key)") != std::string::npos && text->find(R"(\"key)") == std::string::npos;
   };
   if (source_.find("arguments") == std::string::npos) return false;
   return !renders_as_json(R"({"key": "value"})") && renders_as_json({{"key", "value"}});
+}
+
+bool ChatTemplate::probe_null_content() const {
+  const auto shows_call = [&](const ordered_json& content) {
+    const ordered_json arguments =
+        wants_object_arguments_ ? ordered_json{{"key", "value"}} : ordered_json(R"({"key": "value"})");
+    const auto text = render_messages(call_conversation(content, arguments), {.add_generation_prompt = false});
+    return text.ok() && text->find("f_key") != std::string::npos;
+  };
+  return !shows_call("") && shows_call(nullptr);
 }
 
 Result<std::string> ChatTemplate::render(const ChatInput& input) const {

@@ -36,17 +36,21 @@ class ChatTemplate {
 
   const std::string& source() const { return source_; }
   bool wants_object_arguments() const { return wants_object_arguments_; }
+  // A message with tool calls shows them only when its content is none (DeepSeek-V3 and R1 of the first days).
+  bool wants_null_content() const { return wants_null_content_; }
 
  private:
   ChatTemplate() = default;
   Result<std::string> render_messages(const nlohmann::ordered_json& messages, const ChatInput& input) const;
   Result<std::string> render_open(nlohmann::ordered_json messages, const ChatInput& input) const;
   bool probe_object_arguments() const;
+  bool probe_null_content() const;
 
   std::string source_;
   std::vector<std::pair<std::string, std::string>> special_tokens_;  // variables of every render
   JinjaProgram program_;
   bool wants_object_arguments_ = false;
+  bool wants_null_content_ = false;
 };
 
 // What --chat-template and the request field chat_template may hold: the name of a file, or the template itself

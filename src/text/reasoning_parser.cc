@@ -9,7 +9,6 @@ namespace manta::text {
 namespace {
 
 constexpr std::string_view kR1 = "deepseek_r1", kV3 = "deepseek_v3";
-constexpr std::string_view kStartMarker = "<think>";
 
 }  // namespace
 
@@ -27,8 +26,12 @@ Status ReasoningParser::check(std::string_view name, const Tokenizer& tokenizer)
   return {};
 }
 
+bool ReasoningParser::begins_with_reasoning(std::string_view name, bool thinking) {
+  return name == kR1 || thinking;
+}
+
 ReasoningParser::ReasoningParser(std::string_view name, bool thinking)
-    : state_(name == kR1 || thinking ? State::kStart : State::kContent) {}
+    : state_(begins_with_reasoning(name, thinking) ? State::kStart : State::kContent) {}
 
 void ReasoningParser::push(std::string_view text, Delta& out) {
   if (state_ == State::kContent) {

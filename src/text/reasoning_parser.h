@@ -21,6 +21,8 @@ class ReasoningParser {
   // Whether `name` is a parser and the vocabulary has its markers: call it at start-up. kInvalidArgument names the
   // parsers there are, kFailedPrecondition the missing token.
   static Status check(std::string_view name, const Tokenizer& tokenizer);
+  // Whether an answer begins with reasoning, unless its prompt has ended that already.
+  static bool begins_with_reasoning(std::string_view name, bool thinking);
   // thinking: chat_template_kwargs.thinking or .enable_thinking is true. name must have passed check().
   ReasoningParser(std::string_view name, bool thinking);
 
@@ -34,8 +36,8 @@ class ReasoningParser {
   // Structured output constrains content only: it starts when this turns false.
   bool is_reasoning() const { return state_ != State::kContent; }
 
-  // The marker whose token ends reasoning.
-  static constexpr std::string_view kEndMarker = "</think>";
+  // The markers whose tokens begin and end reasoning.
+  static constexpr std::string_view kStartMarker = "<think>", kEndMarker = "</think>";
 
  private:
   enum class State { kStart, kReasoning, kContent };

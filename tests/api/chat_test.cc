@@ -1,3 +1,8 @@
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "api/openai/chat_parts.h"
@@ -174,6 +179,104 @@ TEST(Chat, ReasoningCanBeLeftOut) {
   const auto delta = parts.push("I think.</think>Answer", /*is_last=*/true);
   EXPECT_EQ(delta.reasoning, "");
   EXPECT_EQ(delta.content, "Answer");
+}
+
+// The embedded model's tokenizer with two of its unused tokens turned into the markers of reasoning.
+class ReasoningTokenizer {
+ public:
+  ReasoningTokenizer() {
+    std::filesystem::create_directories(folder);
+    std::ifstream in("models/tiny-v3/tokenizer.json");
+    std::string json{std::istreambuf_iterator<char>(in), {}};
+    for (const auto& [from, to] :
+         {std::pair("<｜place▁holder▁no▁0｜>", "<think>"), {"<｜place▁holder▁no▁1｜>", "</think>"}}) {
+      for (size_t at = 0; (at = json.find(from, at)) != std::string::npos;) json.replace(at, std::strlen(from), to);
+    }
+    std::ofstream(folder + "/tokenizer.json") << json;
+    std::filesystem::copy("models/tiny-v3/tokenizer_config.json", folder + "/tokenizer_config.json");
+  }
+  ~ReasoningTokenizer() { std::filesystem::remove_all(folder); }
+  const std::string folder = ::testing::TempDir() + "manta_reasoning_" + std::to_string(::getpid());
+};
+constexpr TokenId kThink = 4064, kEndThink = 4065;
+const std::string kChoice = R"(,"structured_outputs":{"choice":["yes","no"]})";
+
+TEST(Chat, AGrammarHoldsBehindTheReasoning) {
+  const ReasoningTokenizer tokenizer;
+  TestServer server([&](Settings& s) {
+    s.tokenizer = tokenizer.folder;
+    s.reasoning_parser = "deepseek_r1";
+  });
+  std::vector<RequestOutput> thoughts;
+  for (const TokenId id : ids_of("I think.")) thoughts.push_back(tokens({id}));
+  thoughts.push_back(tokens({kEndThink}));
+  for (auto& output : steps("yes")) thoughts.push_back(std::move(output));
+  server.engine.set_script(thoughts);
+  const json message = post(server, "{" + kHello + kChoice + "}")["choices"][0]["message"];
+  EXPECT_EQ(message["reasoning"], "I think.");
+  EXPECT_EQ(message["content"], "yes");
+  EXPECT_EQ(server.engine.wait_submit(0).sampling.grammar.after_token, kEndThink);
+
+  // A named tool's call begins with the arguments and not with the first thought.
+  const std::string named = R"(,"tool_choice":{"type":"function","function":{"name":"weather"}},"stream":true})";
+  auto client = server.client();
+  const auto events = client.post_stream("/v1/chat/completions", "{" + kHello + "," + kTools + named);
+  const json streamed = merged_delta(events);
+  EXPECT_EQ(streamed["reasoning"], "I think.");
+  EXPECT_EQ(streamed["calls"][0]["name"], "weather");
+  EXPECT_EQ(streamed["calls"][0]["arguments"], "yes");
+  EXPECT_FALSE(json::parse(events[1])["choices"][0]["delta"].contains("tool_calls"));
+}
+
+TEST(Chat, APromptThatHasEndedItsReasoningLeavesContentOnly) {
+  const ReasoningTokenizer tokenizer;
+  TestServer server([&](Settings& s) {
+    s.tokenizer = tokenizer.folder;
+    s.reasoning_parser = "deepseek_r1";
+    s.chat_template = "{{ messages[0].content }}{% if add_generation_prompt %}<think></think>{% endif %}";
+  });
+  server.engine.set_script(steps("yes"));
+  const json message = post(server, "{" + kHello + kChoice + "}")["choices"][0]["message"];
+  EXPECT_EQ(message["content"], "yes");
+  EXPECT_TRUE(message["reasoning"].is_null());
+  const Submit submit = server.engine.wait_submit(0);
+  EXPECT_EQ(submit.tokens.back(), kEndThink);
+  EXPECT_EQ(submit.sampling.grammar.after_token, -1);
+}
+
+TEST(Chat, MissingContentIsAnEmptyTextUnlessTheTemplateTellsCallsByIt) {
+  const std::string messages =
+      R"({"messages":[{"role":"user","content":null},{"role":"assistant","content":null,"tool_calls":[{"type":"function","function":{"name":"f","arguments":"{}"}}]},{"role":"user"}]})";
+  const auto prompt = [&](const std::string& chat_template) {
+    TestServer server([&](Settings& s) { s.chat_template = chat_template; });
+    server.engine.set_script(steps("ok"));
+    post(server, messages);
+    return (*text::Tokenizer::load("models/tiny-v3"))->decode(server.engine.wait_submit(0).tokens, false);
+  };
+  EXPECT_EQ(prompt("{% for m in messages %}[{{ m.content }}]{% endfor %}"), "[][][]");
+  EXPECT_EQ(prompt("{% for m in messages %}[{% if m.content is none %}{{ m.tool_calls[0].function.name }}"
+                   "{% else %}{{ m.content }}{% endif %}]{% endfor %}"),
+            "[][f][]");
+}
+
+// Beyond Offload::kMinBytes the template and the tokens are made beside the loop; the answer is the same.
+TEST(Chat, ALongRequestIsAnsweredLikeAShortOne) {
+  TestServer server([](Settings& s) { s.max_num_queued_reqs = 1; });
+  server.engine.set_script(steps("ok"));
+  std::string messages;
+  for (int i = 0; i < 400; ++i) messages += R"({"role":"user","content":")" + std::string(100, 'a') + "\"},";
+  messages += R"({"role":"user","content":"Hello"})";
+  const std::string body = R"({"truncate_prompt_tokens":64,"messages":[)" + messages + "]}";
+  const json answer = post(server, body);
+  EXPECT_EQ(answer["choices"][0]["message"]["content"], "ok");
+  const auto prompt = server.engine.wait_submit(0).tokens;
+  ASSERT_EQ(prompt.size(), 64u);
+  EXPECT_EQ((std::vector<TokenId>{prompt.end() - 3, prompt.end()}), (std::vector<TokenId>{4084, 1458, 4085}));
+  EXPECT_EQ(post(server, R"({"messages":[)" + messages + "]}", 400)["error"]["param"], "input_tokens");
+  auto client = server.client();
+  const auto tokenized = client.post("/tokenize", R"({"messages":[)" + messages + "]}");
+  ASSERT_TRUE(tokenized);
+  EXPECT_GT(json::parse(tokenized->body)["count"], 4096);
 }
 
 TEST(Chat, UnknownMarkersAreRefusedAtStart) {

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "sample/after_token.h"
+
 namespace manta::sample {
 namespace {
 
@@ -135,6 +137,29 @@ TEST_F(Grammar, TokensOfSeveralBytesEndAndSpecialTokens) {
   EXPECT_TRUE(allows(*m, 'f'));
 }
 
+TEST_F(Grammar, AfterATokenOnlyWhatFollowsItIsHeld) {
+  auto m = after_token(kSpecial, matcher(GrammarKind::kRegex, "ab"));
+  for (const TokenId token : {TokenId{'x'}, TokenId{'a'}, kTrue, kEnd}) {
+    EXPECT_TRUE(allows(*m, token));
+    EXPECT_TRUE(m->accept(token));
+  }
+  EXPECT_FALSE(m->is_terminated());
+  EXPECT_TRUE(m->accept(kSpecial));
+  EXPECT_FALSE(allows(*m, 'x'));
+  EXPECT_FALSE(m->accept('x'));
+  EXPECT_TRUE(takes(*m, "ab"));
+  EXPECT_TRUE(m->accept(kEnd));
+  EXPECT_TRUE(m->is_terminated());
+  m->rollback(2);
+  EXPECT_FALSE(m->is_terminated());
+  EXPECT_TRUE(allows(*m, 'b'));
+  m->rollback(2);  // the token itself
+  EXPECT_TRUE(allows(*m, 'x'));
+  EXPECT_TRUE(m->accept('x'));
+  EXPECT_TRUE(m->accept(kSpecial));
+  EXPECT_TRUE(takes(*m, "ab"));
+}
+
 TEST_F(Grammar, MatchersOfOneGrammarAreIndependentAndOutliveTheCompiler) {
   auto compiled = *compiler->compile(spec(GrammarKind::kRegex, "ab"));
   auto a = compiled->make_matcher(), b = compiled->make_matcher();
@@ -165,6 +190,10 @@ TEST_F(Grammar, CostIsBoundedBeforeItArises) {
   std::string deep;
   for (int i = 0; i < 1000; ++i) deep += R"({"type":"array","items":)";
   EXPECT_THAT(refusal(GrammarKind::kJsonSchema, deep), HasSubstr("1000 levels"));
+  // Found by the fuzzer: xgrammar's own reading of these overflows.
+  EXPECT_THAT(refusal(GrammarKind::kRegex, R"([^\x0eeeeeeeeeee])"), HasSubstr(R"(\x0eeeeeeeeeee names no character)"));
+  EXPECT_THAT(refusal(GrammarKind::kEbnf, R"(root ::= "\Uffffffff")"), HasSubstr("names no character"));
+  EXPECT_TRUE(matches(GrammarKind::kEbnf, R"(root ::= "\U00000041\x42\x000000043")", "ABC"));
   // Brackets in strings are text.
   EXPECT_TRUE(matches(GrammarKind::kJsonSchema, "{\"const\":\"" + std::string(200, '[') + "\"}",
                       "\"" + std::string(200, '[') + "\""));

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <memory>
 #include <utility>
 
 #include "api/openai/chat_answer.h"
@@ -11,9 +12,14 @@
 namespace manta::api {
 namespace {
 
+// A request between its parts: read on the loop, prepared perhaps beside it, started on the loop.
 struct ChatPlan {
+  ChatRequest request;
+  engine::Welcome engine;
+  Admission::Ticket ticket;
   Prepared prepared;
   ChatOptions options;
+  Problem problem;
 };
 
 bool is_true(const ChatRequest& request, std::string_view kwarg) {
@@ -36,32 +42,52 @@ Problem plan_tools(const Settings& settings, ChatRequest& request, PartsOptions&
   return constrain_to_tools(request);
 }
 
-void plan_reasoning(const Settings& settings, const ChatRequest& request, PartsOptions& parts) {
-  // A grammar holds from the first token on, so such an answer has no reasoning part to be cut off.
-  if (!settings.reasoning_parser || request.grammar.kind != sample::GrammarKind::kNone) return;
-  parts.reasoning_parser = *settings.reasoning_parser;
-  parts.thinking = is_true(request, "thinking") || is_true(request, "enable_thinking");
-  parts.include_reasoning = request.include_reasoning;
+// Whether the prompt ends behind its last reasoning part, as the templates of models that may think write it for an
+// answer without thoughts.
+bool reasoning_is_over(const ServedModel& model, const std::vector<TokenId>& prompt) {
+  for (auto id = prompt.rbegin(); id != prompt.rend(); ++id) {
+    if (*id == model.reasoning_end) return true;
+    if (*id == model.reasoning_start) return false;
+  }
+  return false;
 }
 
-Problem plan_chat(const LoopContext& context, HttpRequest& http, ChatPlan& plan) {
+// What is constrained is the answer; the thoughts before it are free.
+void plan_reasoning(const LoopContext& context, const ChatRequest& request, ChatPlan& plan) {
+  if (!context.settings.reasoning_parser) return;
+  if (reasoning_is_over(context.model, plan.prepared.prompts.front().ids)) return;
+  PartsOptions& parts = plan.options.parts;
+  parts.reasoning_parser = *context.settings.reasoning_parser;
+  parts.thinking = is_true(request, "thinking") || is_true(request, "enable_thinking");
+  parts.include_reasoning = request.include_reasoning;
+  if (text::ReasoningParser::begins_with_reasoning(parts.reasoning_parser, parts.thinking)) {
+    plan.prepared.sampling.grammar.after_token = context.model.reasoning_end;
+  }
+}
+
+Problem read_chat(const LoopContext& context, HttpRequest& http, ChatPlan& plan) {
   Json root;
-  ChatRequest request;
+  ChatRequest& request = plan.request;
   if (auto problem = context.json.parse(http.body, root)) return problem;
   if (auto problem = parse_chat(root, request)) return problem;
-  engine::Welcome engine;
-  if (auto problem = check_model(context, request.model, engine)) return problem;
+  if (auto problem = check_model(context, request.model, plan.engine)) return problem;
   if (auto problem = plan_tools(context.settings, request, plan.options.parts)) return problem;
-  plan_reasoning(context.settings, request, plan.options.parts);
-  std::vector<PromptInput> prompts(1);
-  if (auto problem = render_chat(context, request, prompts[0].text)) return problem;
-  if (auto problem = prepare(context, engine, request, std::move(prompts), /*default_max_tokens=*/0, plan.prepared)) {
-    return problem;
-  }
   plan.options.logprobs = request.want_logprobs;
   plan.options.prompt_logprobs = request.num_prompt_logprobs != GenerateRequest::kNone;
   plan.prepared.id = request_id(context, http, "chatcmpl-", request.request_id);
   plan.prepared.data_parallel_rank = data_parallel_rank(http);
+  return GenerationJob::admit(context, request.n, plan.ticket);
+}
+
+// May run beside the loop: of the context it reads settings and model only.
+Problem prepare_chat(const LoopContext& context, ChatPlan& plan) {
+  std::vector<PromptInput> prompts(1);
+  if (auto problem = render_chat(context, plan.request, prompts[0].text)) return problem;
+  if (auto problem =
+          prepare(context, plan.engine, plan.request, std::move(prompts), /*default_max_tokens=*/0, plan.prepared)) {
+    return problem;
+  }
+  plan_reasoning(context, plan.request, plan);
   return {};
 }
 
@@ -69,14 +95,19 @@ Problem plan_chat(const LoopContext& context, HttpRequest& http, ChatPlan& plan)
 
 void handle_chat_completions(const LoopContext& context, HttpRequest request, const ResponseWriterPtr& writer) {
   const auto arrived = std::chrono::steady_clock::now();
-  ChatPlan plan;
-  if (auto problem = plan_chat(context, request, plan)) return writer->send(problem->response());
-  GenerationJob::start(
-      context, writer, std::move(plan.prepared),
-      [&plan](const Prepared& prepared, const LoopContext& loop) {
-        return make_chat_answer(prepared, loop, plan.options);
-      },
-      arrived);
+  auto plan = std::make_shared<ChatPlan>();
+  if (auto problem = read_chat(context, request, *plan)) return writer->send(problem->response());
+  context.offload.run(
+      request.body.size(), writer, [&context, plan] { plan->problem = prepare_chat(context, *plan); },
+      [&context, plan, writer, arrived] {
+        if (plan->problem) return writer->send(plan->problem->response());
+        GenerationJob::start(
+            context, writer, std::move(plan->prepared), std::move(plan->ticket),
+            [&plan](const Prepared& prepared, const LoopContext& loop) {
+              return make_chat_answer(prepared, loop, plan->options);
+            },
+            arrived);
+      });
 }
 
 }  // namespace manta::api

@@ -81,7 +81,6 @@ Problem write_message(Json message, size_t idx, JsonWriter& writer) {
       writer.raw(json_text(value));
     }
   }
-  // Templates append content without looking whether it is there.
   if (!has_content) writer.key("content").null();
   writer.end_object();
   return {};

@@ -19,7 +19,8 @@ ChatParts::Delta ChatParts::push(std::string_view text, bool is_last) {
     reasoning_->push(text, parts);
     if (is_last) reasoning_->finish(parts);
     if (options_.include_reasoning) out.reasoning = std::move(parts.reasoning);
-    push_content(parts.content, is_last, out);
+    // A tool call that the grammar makes begins with content, not with the first thought.
+    if (!reasoning_->is_reasoning()) push_content(parts.content, is_last, out);
   }
   // OpenAI's parallel_tool_calls false: at most one call; the model was not asked to stop, so the rest is left out.
   if (!options_.parallel_tool_calls) std::erase_if(out.calls, [](const auto& call) { return call.index > 0; });

@@ -12,6 +12,19 @@ OrderedJson parse(const std::string& text) {
   return OrderedJson::parse(text, nullptr, /*allow_exceptions=*/false);
 }
 
+// Templates append content without looking whether it is there: a missing one is an empty text (vLLM), except where the
+// template tells tool calls by it.
+void fill_missing_content(const text::ChatTemplate& chat_template, OrderedJson& messages) {
+  if (!messages.is_array()) return;
+  for (OrderedJson& message : messages) {
+    const auto content = message.find("content");
+    if (content == message.end() || !content->is_null()) continue;
+    const auto calls = message.find("tool_calls");
+    const bool has_calls = calls != message.end() && !calls->empty();
+    if (!has_calls || !chat_template.wants_null_content()) *content = "";
+  }
+}
+
 }  // namespace
 
 Problem render_chat(const LoopContext& context, const ChatRequest& request, std::string& prompt) {
@@ -21,7 +34,8 @@ Problem render_chat(const LoopContext& context, const ChatRequest& request, std:
                      "The model's tokenizer has no chat template; give one with --chat-template, or use "
                      "/v1/completions.");
   }
-  const OrderedJson messages = parse(request.messages);
+  OrderedJson messages = parse(request.messages);
+  fill_missing_content(*chat_template, messages);
   const OrderedJson tools = request.tools.empty() ? OrderedJson() : parse(request.tools);
   const OrderedJson documents = request.documents.empty() ? OrderedJson() : parse(request.documents);
   OrderedJson kwargs = OrderedJson::object();

@@ -1,3 +1,4 @@
+#include <memory>
 #include <utility>
 
 #include "api/openai/completion_answer.h"
@@ -10,44 +11,55 @@ namespace {
 
 constexpr int64_t kDefaultMaxTokens = 16;  // OpenAI's
 
+// A request between its parts: read on the loop, prepared perhaps beside it, started on the loop.
 struct CompletionPlan {
+  CompletionRequest request;
+  engine::Welcome engine;
+  Admission::Ticket ticket;
   Prepared prepared;
   CompletionOptions options;
+  Problem problem;
 };
 
-Problem plan_completion(const LoopContext& context, HttpRequest& http, CompletionPlan& plan) {
+Problem read_completion(const LoopContext& context, HttpRequest& http, CompletionPlan& plan) {
   Json root;
-  CompletionRequest request;
+  CompletionRequest& request = plan.request;
   if (auto problem = context.json.parse(http.body, root)) return problem;
   if (auto problem = parse_completion(root, request)) return problem;
-  engine::Welcome engine;
-  if (auto problem = check_model(context, request.model, engine)) return problem;
+  if (auto problem = check_model(context, request.model, plan.engine)) return problem;
   plan.options = {.echo = request.echo,
                   .logprobs = request.num_logprobs != GenerateRequest::kNone,
                   .prompt_logprobs = request.num_prompt_logprobs != GenerateRequest::kNone};
   // Echoed tokens have log probabilities like generated ones.
   if (request.echo && !plan.options.prompt_logprobs) request.num_prompt_logprobs = request.num_logprobs;
-  auto prompts = std::move(request.prompts);
-  if (auto problem = prepare(context, engine, request, std::move(prompts), kDefaultMaxTokens, plan.prepared)) {
-    return problem;
-  }
   plan.prepared.id = request_id(context, http, "cmpl-", request.request_id);
   plan.prepared.data_parallel_rank = data_parallel_rank(http);
-  return {};
+  return GenerationJob::admit(context, static_cast<int64_t>(request.prompts.size()) * request.n, plan.ticket);
+}
+
+// May run beside the loop: of the context it reads settings and model only.
+Problem prepare_completion(const LoopContext& context, CompletionPlan& plan) {
+  auto prompts = std::move(plan.request.prompts);
+  return prepare(context, plan.engine, plan.request, std::move(prompts), kDefaultMaxTokens, plan.prepared);
 }
 
 }  // namespace
 
 void handle_completions(const LoopContext& context, HttpRequest request, const ResponseWriterPtr& writer) {
   const auto arrived = std::chrono::steady_clock::now();
-  CompletionPlan plan;
-  if (auto problem = plan_completion(context, request, plan)) return writer->send(problem->response());
-  GenerationJob::start(
-      context, writer, std::move(plan.prepared),
-      [&plan](const Prepared& prepared, const LoopContext& loop) {
-        return make_completion_answer(prepared, loop, plan.options);
-      },
-      arrived);
+  auto plan = std::make_shared<CompletionPlan>();
+  if (auto problem = read_completion(context, request, *plan)) return writer->send(problem->response());
+  context.offload.run(
+      request.body.size(), writer, [&context, plan] { plan->problem = prepare_completion(context, *plan); },
+      [&context, plan, writer, arrived] {
+        if (plan->problem) return writer->send(plan->problem->response());
+        GenerationJob::start(
+            context, writer, std::move(plan->prepared), std::move(plan->ticket),
+            [&plan](const Prepared& prepared, const LoopContext& loop) {
+              return make_completion_answer(prepared, loop, plan->options);
+            },
+            arrived);
+      });
 }
 
 }  // namespace manta::api

@@ -32,14 +32,11 @@ Ending ending_of(FinishReason finish) {
 }  // namespace
 
 void GenerationJob::start(const LoopContext& context, ResponseWriterPtr writer, Prepared request,
-                          const MakeAnswer& make_answer, Clock::time_point arrived) {
-  auto job = std::make_shared<GenerationJob>(context, std::move(writer), std::move(request), arrived);
-  Problem problem = job->admit();
-  if (!problem) {
-    job->answer_ = make_answer(job->request_, context);
-    problem = job->submit_all();
-  }
-  if (problem) {
+                          Admission::Ticket ticket, const MakeAnswer& make_answer, Clock::time_point arrived) {
+  auto job =
+      std::make_shared<GenerationJob>(context, std::move(writer), std::move(request), std::move(ticket), arrived);
+  job->answer_ = make_answer(job->request_, context);
+  if (const Problem problem = job->submit_all()) {
     job->abort_rest();
     job->writer_->send(problem->response());
     return;
@@ -51,18 +48,21 @@ void GenerationJob::start(const LoopContext& context, ResponseWriterPtr writer, 
 }
 
 GenerationJob::GenerationJob(const LoopContext& context, ResponseWriterPtr writer, Prepared request,
-                             Clock::time_point arrived)
-    : context_(context), writer_(std::move(writer)), request_(std::move(request)), arrived_(arrived) {}
+                             Admission::Ticket ticket, Clock::time_point arrived)
+    : context_(context),
+      writer_(std::move(writer)),
+      request_(std::move(request)),
+      arrived_(arrived),
+      ticket_(std::move(ticket)) {}
 
-Problem GenerationJob::admit() {
-  const auto num_sequences = static_cast<int64_t>(request_.prompts.size()) * request_.n;
-  ticket_ = context_.admission.try_admit(num_sequences);
-  if (ticket_) return {};
-  context_.shard.admission_rejections[static_cast<size_t>(Rejection::kQueueFull)].add(1);
+Problem GenerationJob::admit(const LoopContext& context, int64_t num_sequences, Admission::Ticket& ticket) {
+  ticket = context.admission.try_admit(num_sequences);
+  if (ticket) return {};
+  context.shard.admission_rejections[static_cast<size_t>(Rejection::kQueueFull)].add(1);
   return overloaded(
       fmt::format("The server's queue is full: {} requests wait or run, this one brings {}, at most {} "
                   "(--max-num-queued-reqs). Retry later.",
-                  context_.admission.num_admitted(), num_sequences, context_.admission.limit()));
+                  context.admission.num_admitted(), num_sequences, context.admission.limit()));
 }
 
 Problem GenerationJob::submit_all() {

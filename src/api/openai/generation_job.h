@@ -19,17 +19,19 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
  public:
   using MakeAnswer = std::function<std::unique_ptr<Answer>(const Prepared& request, const LoopContext& context)>;
 
-  // Answers through writer: tokens, or an error. arrived: when the request's last byte was read.
-  static void start(const LoopContext& context, ResponseWriterPtr writer, Prepared request,
+  // Answers through writer: tokens, or an error. arrived: when the request's last byte was read. ticket: of its
+  // sequences, see admit().
+  static void start(const LoopContext& context, ResponseWriterPtr writer, Prepared request, Admission::Ticket ticket,
                     const MakeAnswer& make_answer, std::chrono::steady_clock::time_point arrived);
+  // Places for the sequences of a request, or the answer that there are none. Before anything dear is done for it.
+  static Problem admit(const LoopContext& context, int64_t num_sequences, Admission::Ticket& ticket);
 
-  GenerationJob(const LoopContext& context, ResponseWriterPtr writer, Prepared request,
+  GenerationJob(const LoopContext& context, ResponseWriterPtr writer, Prepared request, Admission::Ticket ticket,
                 std::chrono::steady_clock::time_point arrived);
   GenerationJob(const GenerationJob&) = delete;
   GenerationJob& operator=(const GenerationJob&) = delete;
 
  private:
-  Problem admit();
   Problem submit_all();
   void log_request(const Sequence& sequence) const;
   engine::Submit make_submit(const Sequence& sequence, uint64_t seed) const;

@@ -113,7 +113,11 @@ Result<ServedModel> load_served_model(const Settings& settings) {
   }
   MANTA_TRY(load_template(settings, model));
   if (settings.tool_call_parser) MANTA_TRY(text::ToolParser::check(*settings.tool_call_parser, *model.tokenizer));
-  if (settings.reasoning_parser) MANTA_TRY(text::ReasoningParser::check(*settings.reasoning_parser, *model.tokenizer));
+  if (settings.reasoning_parser) {
+    MANTA_TRY(text::ReasoningParser::check(*settings.reasoning_parser, *model.tokenizer));
+    model.reasoning_start = *model.tokenizer->token_to_id(text::ReasoningParser::kStartMarker);
+    model.reasoning_end = *model.tokenizer->token_to_id(text::ReasoningParser::kEndMarker);
+  }
   for (TokenId id = 0; id < model.tokenizer->vocab_size(); ++id) {
     model.max_token_bytes = std::max(model.max_token_bytes, model.tokenizer->token_bytes(id).size());
   }

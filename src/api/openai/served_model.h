@@ -30,6 +30,7 @@ struct ServedModel {
   std::shared_ptr<const text::Tokenizer> tokenizer;
   text::TokenizerConfig tokenizer_config;
   std::shared_ptr<const text::ChatTemplate> chat_template;  // null: chat is not served
+  TokenId reasoning_start = -1, reasoning_end = -1;         // <think> and </think>; -1 without reasoning parser
   size_t max_token_bytes = 1;                               // of the longest token
   std::vector<TokenId> eos_token_ids;
   SamplingDefaults defaults;

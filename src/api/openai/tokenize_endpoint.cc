@@ -1,5 +1,8 @@
 #include <fmt/format.h>
 
+#include <memory>
+#include <optional>
+
 #include "api/openai/chat_prompt.h"
 #include "api/openai/endpoints.h"
 #include "api/openai/json_writer.h"
@@ -60,30 +63,40 @@ Problem unknown_model(const LoopContext& context, const std::string& name) {
   return not_found(fmt::format("The model `{}` does not exist.", name));
 }
 
-// A prompt as it is, or messages through the template.
-Problem read_text(const LoopContext& context, Json root, TokenizeRequest& request) {
-  if (auto problem = read_known_fields<TokenizeRequest>(root, kTokenizeFields, request)) return problem;
-  if (auto problem = unknown_model(context, request.model)) return problem;
-  if (request.has_prompt) return {};
-  ChatRequest chat;
-  if (auto problem = parse_chat(root, chat)) return problem;
-  request.add_special_tokens = chat.add_special_tokens;
-  return render_chat(context, chat, request.prompt);
+// What /tokenize is asked: a prompt as it is, or messages for the template.
+struct TokenizePlan {
+  TokenizeRequest request;
+  std::optional<ChatRequest> chat;
+  int64_t max_model_len = 0;
+  HttpResponse response;
+  Problem problem;
+};
+
+Problem read_tokenize(const LoopContext& context, std::string& body, TokenizePlan& plan) {
+  Json root;
+  if (auto problem = context.json.parse(body, root)) return problem;
+  if (auto problem = read_known_fields<TokenizeRequest>(root, kTokenizeFields, plan.request)) return problem;
+  if (auto problem = unknown_model(context, plan.request.model)) return problem;
+  const auto engine = context.generator.model();
+  plan.max_model_len = engine ? int64_t{engine->max_model_len} : context.settings.max_model_len.value_or(0);
+  if (plan.request.has_prompt) return {};
+  if (auto problem = parse_chat(root, plan.chat.emplace())) return problem;
+  plan.request.add_special_tokens = plan.chat->add_special_tokens;
+  return {};
 }
 
-Problem tokenize(const LoopContext& context, std::string& body, HttpResponse& response) {
-  Json root;
-  TokenizeRequest request;
-  if (auto problem = context.json.parse(body, root)) return problem;
-  if (auto problem = read_text(context, root, request)) return problem;
+// May run beside the loop: of the context it reads settings and model only.
+Problem tokenize(const LoopContext& context, TokenizePlan& plan) {
+  TokenizeRequest& request = plan.request;
+  if (plan.chat) {
+    if (auto problem = render_chat(context, *plan.chat, request.prompt)) return problem;
+  }
   const auto& tokenizer = *context.model.tokenizer;
   const auto ids = tokenizer.encode(request.prompt, {.add_special_tokens = request.add_special_tokens});
   if (!ids.ok()) return from_error(ids.error());
-  const auto engine = context.generator.model();
-  JsonWriter json(response.body);
-  json.begin_object().key("count").number(static_cast<int64_t>(ids->size())).key("max_model_len");
-  json.number(engine ? int64_t{engine->max_model_len} : context.settings.max_model_len.value_or(0));
-  json.key("tokens").begin_array();
+  JsonWriter json(plan.response.body);
+  json.begin_object().key("count").number(static_cast<int64_t>(ids->size()));
+  json.key("max_model_len").number(plan.max_model_len).key("tokens").begin_array();
   for (const TokenId id : *ids) json.number(int64_t{id});
   json.end_array().key("token_strs");
   if (request.return_token_strs) {
@@ -119,9 +132,11 @@ Problem detokenize(const LoopContext& context, std::string& body, HttpResponse& 
 }  // namespace
 
 void handle_tokenize(const LoopContext& context, HttpRequest request, const ResponseWriterPtr& writer) {
-  HttpResponse response;
-  const auto problem = tokenize(context, request.body, response);
-  writer->send(problem ? problem->response() : std::move(response));
+  auto plan = std::make_shared<TokenizePlan>();
+  if (const auto problem = read_tokenize(context, request.body, *plan)) return writer->send(problem->response());
+  context.offload.run(
+      request.body.size(), writer, [&context, plan] { plan->problem = tokenize(context, *plan); },
+      [plan, writer] { writer->send(plan->problem ? plan->problem->response() : std::move(plan->response)); });
 }
 
 void handle_detokenize(const LoopContext& context, HttpRequest request, const ResponseWriterPtr& writer) {
