@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -18,6 +19,11 @@ namespace manta::exec {
 
 inline constexpr TokenId kBos = 0, kEos = 1;
 inline constexpr const char* kTinyModel = "models/tiny-v3";
+
+// Minutes instead of seconds: set by ./dev test --all.
+inline bool all_tests() {
+  return std::getenv("MANTA_ALL_TESTS") != nullptr;
+}
 
 struct EvalPrompt {
   std::string task;

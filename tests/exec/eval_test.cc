@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -25,11 +24,6 @@ LocalExecutorOptions tiny(const std::string& device) {
   options.num_blocks = 512;
   options.num_speculative_tokens = 1;  // changes no token
   return options;
-}
-
-// Minutes instead of seconds: set by ./dev test --all.
-bool all_tests() {
-  return std::getenv("MANTA_ALL_TESTS") != nullptr;
 }
 
 template <typename T>
