@@ -17,7 +17,7 @@ int run_api(const Args& args) {
   boost::asio::io_context io;
   cluster::follow_parent(io);
   std::thread lifeline([&io] { io.run(); });
-  const Status served = api::run_api_server(*settings, arguments->coordinator,
+  const Status served = api::run_api_server(*settings, arguments->coordinator, arguments->listen,
                                             [](const std::string& url) { report_event("ready", url); });
   io.stop();
   lifeline.join();

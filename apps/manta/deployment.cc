@@ -93,7 +93,20 @@ Status Deployment::start_engines_and_api() {
         kStopEngines));
   }
   if (!plan_.has_api) return {};
-  return start_child("api", {"api", "--role", role, "--coordinator", coordinator_}, kStopApi);
+  MANTA_ASSIGN(const std::string listen, relay_address());
+  return start_child("api", {"api", "--role", role, "--listen", listen, "--coordinator", coordinator_}, kStopApi);
+}
+
+// Where routers find the API: those who reach a coordinator over TCP may be on another node.
+Result<std::string> Deployment::relay_address() const {
+  if (!coordinator_.starts_with("tcp:")) return prefix_ + "-api";
+  std::string host = engine_host_;
+  if (host.empty()) {
+    std::string head = coordinator_.substr(4, coordinator_.rfind(':') - 4);
+    if (head.size() > 2 && head.front() == '[') head = head.substr(1, head.size() - 2);
+    MANTA_ASSIGN(host, cluster::local_address_towards(head));
+  }
+  return fmt::format(host.find(':') == std::string::npos ? "tcp:{}:0" : "tcp:[{}]:0", host);
 }
 
 std::string Deployment::url() const {

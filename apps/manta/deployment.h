@@ -53,6 +53,7 @@ class Deployment {
   std::string full_name(const std::string& child) const;
   Status find_addresses();
   Status start_engines_and_api();
+  Result<std::string> relay_address() const;
   Status start_child(const std::string& name, std::vector<std::string> args, int stop_order);
   void follow_membership();
   void on_membership(const cluster::Membership& membership);

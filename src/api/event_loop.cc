@@ -6,6 +6,7 @@
 #include "api/auth.h"
 #include "api/openai/request_id.h"
 #include "base/log.h"
+#include "cluster/node_plan.h"
 
 namespace manta::api {
 namespace {
@@ -39,6 +40,7 @@ EventLoop::EventLoop(ServerState& state, int index)
       random_(seeded(state.settings.seed, index)),
       ids_(unpredictable()),
       shard_(state.metrics.add_shard()),
+      index_(index),
       host_{io_, flush_queue_, *this, state.limits} {}
 
 EventLoop::~EventLoop() {
@@ -52,6 +54,21 @@ void EventLoop::set_generator(std::unique_ptr<Generator> generator) {
   });
   context_.emplace(LoopContext{state_.settings, state_.model, state_.admission, state_.metrics, shard_, *generator_,
                                random_, ids_, json_, offload_, state_.draining});
+}
+
+void EventLoop::set_front(const FrontFactory& make_front) {
+  front_ = make_front(io_, index_, *context_);
+}
+
+Result<std::string> EventLoop::listen_for_routers(const std::string& address) {
+  RelayOptions options;
+  options.address = address;
+  options.max_body_bytes = state_.limits.max_body_bytes;
+  options.first_rank = cluster::plan_node(state_.settings).first_served;
+  options.generator = [this] { return generator_.get(); };
+  options.on_idle = [this] { check_drained(); };
+  MANTA_ASSIGN(relay_, RelayServer::open(io_, flush_queue_, *this, std::move(options)));
+  return relay_->address();
 }
 
 void EventLoop::run() {
@@ -74,22 +91,32 @@ void EventLoop::add_connection(std::unique_ptr<Transport> transport) {
 void EventLoop::on_connection_end(uint64_t id) {
   connections_.erase(id);
   num_connections_.fetch_sub(1, std::memory_order_relaxed);
-  if (on_drained_ && id <= last_before_drain_ && --num_to_drain_ == 0) std::exchange(on_drained_, nullptr)();
+  if (on_drained_ && id <= last_before_drain_) {
+    --num_to_drain_;
+    check_drained();
+  }
   if (stopping_ && connections_.empty()) leave();
 }
 
 void EventLoop::drain(std::function<void()> on_done) {
   asio::post(io_, [this, on_done = std::move(on_done)] {
-    if (connections_.empty()) return on_done();
     num_to_drain_ = connections_.size();
     last_before_drain_ = last_connection_;
     on_drained_ = on_done;
+    if (relay_) relay_->drain();
     for (const auto& [id, connection] : connections_) connection->drain();
+    check_drained();
   });
+}
+
+void EventLoop::check_drained() {
+  if (!on_drained_ || num_to_drain_ > 0 || (relay_ && relay_->num_streams() > 0)) return;
+  std::exchange(on_drained_, nullptr)();
 }
 
 void EventLoop::abort() {
   asio::post(io_, [this] {
+    if (relay_) relay_->abort();
     for (const auto& [id, connection] : connections_) connection->abort();
   });
 }
@@ -98,6 +125,7 @@ void EventLoop::stop() {
   if (!thread_.joinable()) return;
   asio::post(io_, [this] {
     stopping_ = true;
+    if (relay_) relay_->abort();
     if (connections_.empty()) return leave();
     for (const auto& [id, connection] : connections_) connection->abort();
   });
@@ -108,6 +136,8 @@ void EventLoop::stop() {
 // just ended let go of it before.
 void EventLoop::leave() {
   asio::post(io_, [this] {
+    relay_.reset();
+    front_.reset();
     context_.reset();
     generator_.reset();
     work_.reset();
@@ -142,6 +172,7 @@ std::optional<HttpResponse> EventLoop::refuse(const HttpRequest& head) {
 
 void EventLoop::handle(HttpRequest request, ResponseWriterPtr writer) {
   const Match match = find_route(request.method, route_path(request));
+  if (front_ && front_->answer(*match.route, request, writer)) return;
   match.route->handler(*context_, std::move(request), writer);
 }
 

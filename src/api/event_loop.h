@@ -10,8 +10,10 @@
 #include <thread>
 #include <unordered_map>
 
+#include "api/front.h"
 #include "api/http/connection.h"
 #include "api/loop_context.h"
+#include "api/relay/server.h"
 #include "api/routes.h"
 
 namespace manta::api {
@@ -40,6 +42,9 @@ class EventLoop : private HttpService {
 
   // Before run(): the generator lives on this loop.
   void set_generator(std::unique_ptr<Generator> generator);
+  void set_front(const FrontFactory& make_front);
+  // Before set_generator(), which announces the address that this returns.
+  Result<std::string> listen_for_routers(const std::string& address);
   void run();  // starts the thread
 
   asio::io_context& io() { return io_; }
@@ -63,6 +68,7 @@ class EventLoop : private HttpService {
   HttpResponse bad_request(int status, const std::string& why) override;
 
   void on_connection_end(uint64_t id);
+  void check_drained();
   void leave();
   std::string_view route_path(const HttpRequest& request) const;
 
@@ -76,6 +82,9 @@ class EventLoop : private HttpService {
   MetricsShard& shard_;
   std::unique_ptr<Generator> generator_;
   std::optional<LoopContext> context_;
+  std::unique_ptr<Front> front_;        // null: the routes' own handlers answer
+  std::unique_ptr<RelayServer> relay_;  // null: no router may come
+  const int index_;
   const ConnectionHost host_;
 
   std::atomic<size_t> num_connections_{0};

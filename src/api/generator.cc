@@ -47,9 +47,10 @@ class EngineGenerator : public Generator {
 
 GeneratorFactory engine_generators(const std::string& coordinator, engine::RankRange ranks,
                                    std::function<void()> on_complete) {
-  return [=](boost::asio::io_context& io, int loop) -> std::unique_ptr<Generator> {
+  return [=](boost::asio::io_context& io, int loop, const std::string& relay_address) -> std::unique_ptr<Generator> {
     engine::ClientOptions options{.coordinator = coordinator,
                                   .process = fmt::format("api pid {} loop {}", ::getpid(), loop),
+                                  .address = relay_address,
                                   .host = boost::asio::ip::host_name(),
                                   .ranks = ranks};
     return std::make_unique<EngineGenerator>(io, std::move(options), on_complete);

@@ -30,7 +30,9 @@ class Generator {
   virtual void on_resubmit(std::function<void(int lost_rank, engine::ResubmitReason reason)> told) = 0;
 };
 
-using GeneratorFactory = std::function<std::unique_ptr<Generator>(boost::asio::io_context& io, int loop)>;
+// relay_address: where this loop takes routers; empty: nowhere.
+using GeneratorFactory =
+    std::function<std::unique_ptr<Generator>(boost::asio::io_context& io, int loop, const std::string& relay_address)>;
 
 // Generators that follow the deployment's coordinator ("unix:@name", "tcp:host:port"). on_complete runs once per loop,
 // on its thread, when that loop can send requests to all engines of the range.

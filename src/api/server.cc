@@ -12,6 +12,7 @@
 #include "api/event_loop.h"
 #include "api/http/listener.h"
 #include "api/http/tls.h"
+#include "api/relay/messages.h"
 #include "base/log.h"
 #include "cluster/node_plan.h"
 
@@ -60,7 +61,7 @@ class Server : public ApiServer {
   }
   ~Server() override { finish(); }
 
-  Status open(const GeneratorFactory& make_generator);
+  Status open(const GeneratorFactory& make_generator, const std::string& relay_address, const FrontFactory& make_front);
 
   uint16_t port() const override { return listener_->port(); }
   std::string url() const override;
@@ -91,12 +92,19 @@ class Server : public ApiServer {
   bool running_ = false;
 };
 
-Status Server::open(const GeneratorFactory& make_generator) {
+Status Server::open(const GeneratorFactory& make_generator, const std::string& relay_address,
+                    const FrontFactory& make_front) {
   MANTA_ASSIGN(tls_, make_tls(state_.settings));
   const int num_loops = static_cast<int>(state_.settings.api_server_count.value_or(1));
   for (int i = 0; i < num_loops; ++i) {
     auto& loop = loops_.emplace_back(std::make_unique<EventLoop>(state_, i));
-    loop->set_generator(make_generator(loop->io(), i));
+    std::string bound;
+    if (!relay_address.empty()) {
+      MANTA_ASSIGN(const std::string wanted, loop_address(relay_address, i));
+      MANTA_ASSIGN(bound, loop->listen_for_routers(wanted));
+    }
+    loop->set_generator(make_generator(loop->io(), i, bound));
+    if (make_front) loop->set_front(make_front);
   }
   MANTA_ASSIGN(listener_, Listener::open(loops_.front()->io(), {.host = state_.settings.host.value_or(""),
                                                                 .port = static_cast<uint16_t>(state_.settings.port),
@@ -180,29 +188,28 @@ void Server::finish() {
 
 }  // namespace
 
-Result<std::unique_ptr<ApiServer>> ApiServer::start(const Settings& settings, GeneratorFactory make_generator) {
+Result<std::unique_ptr<ApiServer>> ApiServer::start(const Settings& settings, GeneratorFactory make_generator,
+                                                    const std::string& relay_address, const FrontFactory& make_front) {
   MANTA_ASSIGN(ServedModel model, load_served_model(settings));
   auto server = std::make_unique<Server>(settings, std::move(model));
-  MANTA_TRY(server->open(make_generator));
+  MANTA_TRY(server->open(make_generator, relay_address, make_front));
   return std::unique_ptr<ApiServer>(std::move(server));
 }
 
-Status run_api_server(const Settings& settings, const std::string& coordinator,
-                      const std::function<void(const std::string& url)>& on_ready) {
+Status run_server(const ServerFactory& make_server, int num_loops,
+                  const std::function<void(const std::string& url)>& on_ready) {
   // Before the server's threads, so that they inherit nothing that could take the signals first.
   asio::io_context signals_io;
   asio::signal_set signals(signals_io, SIGTERM, SIGINT);
   // Loops complete on their own threads, the first perhaps before start() returns: count them on this one.
   std::unique_ptr<ApiServer> server;
-  auto num_incomplete = settings.api_server_count.value_or(1);
+  int num_incomplete = num_loops;
   const auto on_complete = [&] {
     asio::post(signals_io, [&] {
       if (--num_incomplete == 0) on_ready(server->url());
     });
   };
-  const cluster::NodePlan plan = cluster::plan_node(settings);
-  const engine::RankRange ranks{plan.first_served, plan.num_served};
-  MANTA_ASSIGN(server, ApiServer::start(settings, engine_generators(coordinator, ranks, on_complete)));
+  MANTA_ASSIGN(server, make_server(on_complete));
   std::thread joiner;  // waits beside this loop, so that a second signal is heard
   signals.async_wait([&](error_code, int) {
     spdlog::info("draining: {} connections", server->num_connections());
@@ -218,6 +225,16 @@ Status run_api_server(const Settings& settings, const std::string& coordinator,
   signals_io.run();
   joiner.join();
   return {};
+}
+
+Status run_api_server(const Settings& settings, const std::string& coordinator, const std::string& relay_address,
+                      const std::function<void(const std::string& url)>& on_ready) {
+  const cluster::NodePlan plan = cluster::plan_node(settings);
+  const engine::RankRange ranks{plan.first_served, plan.num_served};
+  const auto make_server = [&](const std::function<void()>& on_loop_complete) {
+    return ApiServer::start(settings, engine_generators(coordinator, ranks, on_loop_complete), relay_address);
+  };
+  return run_server(make_server, static_cast<int>(settings.api_server_count.value_or(1)), on_ready);
 }
 
 }  // namespace manta::api

@@ -12,6 +12,7 @@
 #include <memory>
 #include <string>
 
+#include "api/front.h"
 #include "api/generator.h"
 #include "base/result.h"
 #include "base/settings.h"
@@ -22,7 +23,11 @@ class ApiServer {
  public:
   // Loads the tokenizer and templates, binds, starts the threads; answers /health with 503 until an engine is ready.
   // kInvalidArgument, kNotFound: a file of the model or a certificate. kUnavailable: the port is taken.
-  static Result<std::unique_ptr<ApiServer>> start(const Settings& settings, GeneratorFactory make_generator);
+  // relay_address: where routers are taken (api/relay/messages.h: loop_address); empty: nowhere. make_front: see
+  // api/front.h.
+  static Result<std::unique_ptr<ApiServer>> start(const Settings& settings, GeneratorFactory make_generator,
+                                                  const std::string& relay_address = "",
+                                                  const FrontFactory& make_front = {});
   virtual ~ApiServer() = default;  // cuts off what is still running
 
   virtual uint16_t port() const = 0;           // 0 on a unix socket
@@ -35,7 +40,12 @@ class ApiServer {
 
 // The whole life of the `manta api` process: starts the server, calls on_ready with its URL once every loop can send
 // requests to every engine, serves until SIGTERM or SIGINT, drains, returns. A second signal cuts off what still runs.
-Status run_api_server(const Settings& settings, const std::string& coordinator,
+Status run_api_server(const Settings& settings, const std::string& coordinator, const std::string& relay_address,
                       const std::function<void(const std::string& url)>& on_ready);
+
+// The same for any server: make_server gets a function that each of its loops calls once when it is complete.
+using ServerFactory = std::function<Result<std::unique_ptr<ApiServer>>(const std::function<void()>& on_loop_complete)>;
+Status run_server(const ServerFactory& make_server, int num_loops,
+                  const std::function<void(const std::string& url)>& on_ready);
 
 }  // namespace manta::api

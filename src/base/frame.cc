@@ -64,6 +64,11 @@ const char* to_string(FrameKind kind) {
     case FrameKind::kMembership: return "membership";
     case FrameKind::kVote: return "vote";
     case FrameKind::kDecision: return "decision";
+    case FrameKind::kRequest: return "request";
+    case FrameKind::kBody: return "body";
+    case FrameKind::kCancel: return "cancel";
+    case FrameKind::kPieces: return "pieces";
+    case FrameKind::kRankViews: return "rank views";
   }
   return "unknown";
 }

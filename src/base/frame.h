@@ -46,7 +46,13 @@ enum class FrameKind : uint16_t {
   kMembership = 33,
   kVote = 34,      // what a rank brings to the next step of its group
   kDecision = 35,  // what the group does in it
-  kLast = kDecision,
+  // router <-> api
+  kRequest = 48,    // a client's request, tokenized
+  kBody = 49,       // more of its body
+  kCancel = 50,     // its client is gone
+  kPieces = 51,     // parts of answers: one frame per turn of the api's loop
+  kRankViews = 52,  // what the api sees of its engines
+  kLast = kRankViews,
 };
 
 const char* to_string(FrameKind kind);

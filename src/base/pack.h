@@ -112,4 +112,23 @@ Result<T> unpack_message(std::string_view payload, const char* what) {
   }
 }
 
+// Messages written one behind the other, each handed to take as it is read. Their std::string_views point into payload.
+template <typename T, typename Take>
+Status unpack_each(std::string_view payload, const char* what, Take&& take) {
+  const size_t n = payload.size();
+  const msgpack::unpack_limit limit(n, n, n, n, n, /*depth=*/12);
+  const auto refer = [](msgpack::type::object_type, std::size_t, void*) { return true; };
+  try {
+    for (size_t offset = 0; offset < n;) {
+      const msgpack::object_handle handle = msgpack::unpack(payload.data(), n, offset, refer, nullptr, limit);
+      T message;
+      handle.get().convert(message);
+      take(std::move(message));
+    }
+    return {};
+  } catch (const std::exception& e) {
+    return error(ErrorCode::kDataLoss, fmt::format("{} messages of {} bytes: {}", what, n, e.what()));
+  }
+}
+
 }  // namespace manta

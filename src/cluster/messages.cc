@@ -5,7 +5,7 @@
 namespace manta::cluster {
 
 static constexpr Role last_value(Role) {
-  return Role::kSupervisor;
+  return Role::kRouter;
 }
 static constexpr State last_value(State) {
   return State::kGone;
@@ -46,6 +46,7 @@ const char* to_string(Role role) {
     case Role::kEngine: return "engine";
     case Role::kApi: return "api";
     case Role::kSupervisor: return "supervisor";
+    case Role::kRouter: return "router";
   }
   return "unknown";
 }

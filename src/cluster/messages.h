@@ -11,7 +11,7 @@
 
 namespace manta::cluster {
 
-enum class Role : uint8_t { kEngine, kApi, kSupervisor };
+enum class Role : uint8_t { kEngine, kApi, kSupervisor, kRouter };
 const char* to_string(Role role);
 
 // starting: joined, loading weights. ready: takes requests. suspect: no heartbeat for a second, gets nothing new.

@@ -86,6 +86,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     link.join.self.rank = options_.ranks.first;
     link.join.self.pid = ::getpid();
     link.join.self.host = options_.host;
+    link.join.self.address = options_.address;
     link.heartbeat = [this] {
       cluster::Heartbeat beat;
       beat.state = cluster::State::kReady;

@@ -53,6 +53,7 @@ const char* to_string(ResubmitReason reason);
 struct ClientOptions {
   std::string coordinator;  // address: "unix:@name" or "tcp:host:port"
   std::string process;      // "api pid 4711 loop 2"
+  std::string address;      // where this loop takes routers; empty: nowhere
   std::string host;         // name of this node, for messages
   RankRange ranks;
 };

@@ -78,7 +78,7 @@ class FakeEngine {
   }
 
   GeneratorFactory factory() {
-    return [this](boost::asio::io_context& io, int) { return std::make_unique<Loop>(*this, io); };
+    return [this](boost::asio::io_context& io, int, const std::string&) { return std::make_unique<Loop>(*this, io); };
   }
 
  private:

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "api/relay/messages.h"
 #include "base/frame.h"
 #include "cluster/messages.h"
 #include "engine/messages.h"
@@ -27,6 +28,12 @@ void decode_every_message(std::string_view payload) {
   round_trip(engine::decode_abort, payload);
   round_trip(engine::decode_outputs, payload);
   round_trip(engine::decode_stale, payload);
+  round_trip(api::decode_relay_hello, payload);
+  round_trip(api::decode_relay_request, payload);
+  round_trip(api::decode_relay_body, payload);
+  round_trip(api::decode_relay_cancel, payload);
+  round_trip(api::decode_rank_views, payload);
+  (void)api::decode_pieces(payload, [](const api::Piece&) {});
   round_trip(cluster::decode_join, payload);
   round_trip(cluster::decode_heartbeat, payload);
   round_trip(cluster::decode_membership, payload);

@@ -4,12 +4,17 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "base/ids.h"
+
 namespace manta::api {
+
+struct Relayed;
 
 struct HttpHeader {
   std::string name, value;
@@ -21,6 +26,7 @@ struct HttpRequest {
   std::string query;   // behind '?', may be empty
   std::vector<HttpHeader> headers;
   std::string body;
+  std::shared_ptr<const Relayed> relayed;  // what a router added (api/relay/relayed.h); null: it came over HTTP
 
   // Value of the first header of that name (any case), empty when there is none.
   std::string_view header(std::string_view name) const;
@@ -55,6 +61,8 @@ class ResponseWriter {
   virtual std::string& body() = 0;
   virtual void commit() = 0;
   virtual void end_stream() = 0;
+  // The bytes of the next commit() complete the text of these tokens. Only a router wants to know.
+  virtual void note_tokens(int choice, std::span<const TokenId> tokens, bool finished) {}
 
   // Runs once, when the client went away, stopped reading or the server gives up before the response has ended.
   // Never inside a call of the handler's own.

@@ -1,15 +1,13 @@
 #include "api/openai/answer.h"
 
-#include <ctime>
-
 namespace manta::api {
 namespace {
 
-std::string head(std::string_view id, std::string_view object, std::string_view model) {
+std::string head(const Prepared& request, std::string_view object, std::string_view model) {
   std::string out;
   JsonWriter writer(out);
-  writer.begin_object().key("id").string(id).key("object").string(object);
-  writer.key("created").number(int64_t{std::time(nullptr)}).key("model").string(model);
+  writer.begin_object().key("id").string(request.id).key("object").string(object);
+  writer.key("created").number(request.created).key("model").string(model);
   return out;
 }
 
@@ -30,8 +28,8 @@ Answer::Answer(const Prepared& request, const LoopContext& context, std::string_
                std::string_view chunk_object)
     : request_(request), context_(context), tokenizer_(*context.model.tokenizer) {
   const std::string& model = context.model.names.front();
-  event_head_ = "data: " + head(request.id, chunk_object, model) + ",\"choices\":[";
-  body_head_ = head(request.id, object, model);
+  event_head_ = "data: " + head(request, chunk_object, model) + ",\"choices\":[";
+  body_head_ = head(request, object, model);
 }
 
 JsonWriter Answer::begin_event(const Sequence& sequence, std::string& out) const {

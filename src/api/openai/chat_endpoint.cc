@@ -16,6 +16,7 @@ namespace {
 struct ChatPlan {
   ChatRequest request;
   engine::Welcome engine;
+  std::shared_ptr<const Relayed> relayed;
   Admission::Ticket ticket;
   Prepared prepared;
   ChatOptions options;
@@ -76,18 +77,24 @@ Problem read_chat(const LoopContext& context, HttpRequest& http, ChatPlan& plan)
   plan.options.prompt_logprobs = request.num_prompt_logprobs != GenerateRequest::kNone;
   plan.prepared.id = request_id(context, http, "chatcmpl-", request.request_id);
   plan.prepared.data_parallel_rank = data_parallel_rank(http);
+  plan.relayed = http.relayed;
   return GenerationJob::admit(context, request.n, plan.ticket);
 }
 
 // May run beside the loop: of the context it reads settings and model only.
 Problem prepare_chat(const LoopContext& context, ChatPlan& plan) {
   std::vector<PromptInput> prompts(1);
-  if (auto problem = render_chat(context, plan.request, prompts[0].text)) return problem;
+  if (plan.relayed) {
+    if (auto problem = take_relayed_prompts(*plan.relayed, prompts)) return problem;
+  } else if (auto problem = render_chat(context, plan.request, prompts[0].text)) {
+    return problem;
+  }
   if (auto problem =
           prepare(context, plan.engine, plan.request, std::move(prompts), /*default_max_tokens=*/0, plan.prepared)) {
     return problem;
   }
   plan_reasoning(context, plan.request, plan);
+  take_relayed(plan.relayed, plan.prepared);
   return {};
 }
 

@@ -15,6 +15,7 @@ constexpr int64_t kDefaultMaxTokens = 16;  // OpenAI's
 struct CompletionPlan {
   CompletionRequest request;
   engine::Welcome engine;
+  std::shared_ptr<const Relayed> relayed;
   Admission::Ticket ticket;
   Prepared prepared;
   CompletionOptions options;
@@ -34,13 +35,22 @@ Problem read_completion(const LoopContext& context, HttpRequest& http, Completio
   if (request.echo && !plan.options.prompt_logprobs) request.num_prompt_logprobs = request.num_logprobs;
   plan.prepared.id = request_id(context, http, "cmpl-", request.request_id);
   plan.prepared.data_parallel_rank = data_parallel_rank(http);
+  plan.relayed = http.relayed;
   return GenerationJob::admit(context, static_cast<int64_t>(request.prompts.size()) * request.n, plan.ticket);
 }
 
 // May run beside the loop: of the context it reads settings and model only.
 Problem prepare_completion(const LoopContext& context, CompletionPlan& plan) {
   auto prompts = std::move(plan.request.prompts);
-  return prepare(context, plan.engine, plan.request, std::move(prompts), kDefaultMaxTokens, plan.prepared);
+  if (plan.relayed) {
+    if (auto problem = take_relayed_prompts(*plan.relayed, prompts)) return problem;
+  }
+  if (auto problem =
+          prepare(context, plan.engine, plan.request, std::move(prompts), kDefaultMaxTokens, plan.prepared)) {
+    return problem;
+  }
+  take_relayed(plan.relayed, plan.prepared);
+  return {};
 }
 
 }  // namespace

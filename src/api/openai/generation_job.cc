@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "api/relay/relayed.h"
 #include "base/log.h"
 
 namespace manta::api {
@@ -41,6 +42,7 @@ void GenerationJob::start(const LoopContext& context, ResponseWriterPtr writer, 
     job->writer_->send(problem->response());
     return;
   }
+  if (job->num_finished_ == job->sequences_.size()) return job->finish();  // another process had made all of it
   job->self_ = job;
   job->writer_->on_gone([weak = std::weak_ptr(job)] {
     if (const auto locked = weak.lock()) locked->on_gone();
@@ -71,10 +73,10 @@ Problem GenerationJob::submit_all() {
       const int index = static_cast<int>(sequences_.size());
       auto& sequence =
           *sequences_.emplace_back(std::make_unique<Sequence>(request_, context_.model, index, prompt_idx));
-      // With a seed of the request's own its answers are seed, seed + 1, …; equal prompts then give equal answers.
-      const uint64_t seed = request_.has_seed ? request_.sampling.seed + static_cast<uint64_t>(i) : context_.random();
+      if (const Delivered* delivered = delivered_of(sequence)) replay(sequence, *delivered);
+      if (sequence.finished()) continue;
       auto id = context_.generator.submit(
-          make_submit(sequence, seed),
+          make_submit(sequence, seed_of(sequence, i)),
           // Two plain pointers: std::function keeps them without allocating. end() aborts what is still running, so
           // nothing is called after the job.
           [this, &sequence](engine::RequestOutput&& output) { on_output(sequence, std::move(output)); },
@@ -87,6 +89,39 @@ Problem GenerationJob::submit_all() {
     }
   }
   return {};
+}
+
+// With a seed of the request's own its answers are seed, seed + 1, …; equal prompts then give equal answers.
+uint64_t GenerationJob::seed_of(const Sequence& sequence, int64_t i) const {
+  if (request_.has_seed) return request_.sampling.seed + static_cast<uint64_t>(i);
+  if (request_.relayed) return request_.relayed->seed + static_cast<uint64_t>(sequence.index());
+  return context_.random();
+}
+
+const Delivered* GenerationJob::delivered_of(const Sequence& sequence) const {
+  const auto index = static_cast<size_t>(sequence.index());
+  if (!request_.relayed || request_.relayed->delivered.size() <= index) return nullptr;
+  return &request_.relayed->delivered[index];
+}
+
+// Brings the sequence to where another process left it: the same tokens through the same parsers, the text thrown
+// away because the client has it.
+void GenerationJob::replay(Sequence& sequence, const Delivered& delivered) {
+  engine::RequestOutput output;
+  output.tokens = delivered.tokens;
+  sequence.take(output);
+  if (delivered.finished && !sequence.finished()) {
+    output.tokens.clear();
+    output.finish = FinishReason::kStop;
+    sequence.take(output);
+  }
+  if (sequence.finished()) ++num_finished_;
+  if (delivered.tokens.empty()) return;
+  std::string discarded;
+  answer_->write_begin(sequence, discarded);
+  answer_->write_pending(sequence, discarded);
+  sequence.begun = true;
+  sequence.clear_pending();
 }
 
 void GenerationJob::log_request(const Sequence& sequence) const {
@@ -104,6 +139,9 @@ engine::Submit GenerationJob::make_submit(const Sequence& sequence, uint64_t see
   const Prompt& prompt = request_.prompts[sequence.prompt_idx()];
   engine::Submit submit;
   submit.tokens = prompt.ids;
+  if (const Delivered* delivered = delivered_of(sequence)) {
+    submit.tokens.insert(submit.tokens.end(), delivered->tokens.begin(), delivered->tokens.end());
+  }
   submit.num_prompt_tokens = static_cast<int32_t>(prompt.ids.size());
   submit.sampling = request_.sampling;
   submit.sampling.seed = seed;
@@ -112,6 +150,10 @@ engine::Submit GenerationJob::make_submit(const Sequence& sequence, uint64_t see
   submit.priority = request_.priority;
   submit.cache_salt = request_.cache_salt;
   submit.kv_transfer_params = request_.kv_transfer_params;
+  if (request_.relayed && !request_.relayed->transfer_id.empty()) {
+    submit.kv_transfer_params = fmt::format("{{\"transfer_id\":\"{}-{}\",{}", request_.relayed->transfer_id,
+                                            sequence.index(), request_.relayed->kv_transfer_params.substr(1));
+  }
   return submit;
 }
 
@@ -142,6 +184,7 @@ void GenerationJob::stream(Sequence& sequence) {
   std::string& out = writer_->body();
   if (!sequence.begun) answer_->write_begin(sequence, out);
   answer_->write_pending(sequence, out);
+  writer_->note_tokens(sequence.index(), sequence.tokens(), sequence.finished());
   sequence.begun = true;
   sequence.clear_pending();
   writer_->commit();

@@ -15,6 +15,8 @@
 
 namespace manta::api {
 
+struct Delivered;
+
 class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
  public:
   using MakeAnswer = std::function<std::unique_ptr<Answer>(const Prepared& request, const LoopContext& context)>;
@@ -35,6 +37,9 @@ class GenerationJob : public std::enable_shared_from_this<GenerationJob> {
   Problem submit_all();
   void log_request(const Sequence& sequence) const;
   engine::Submit make_submit(const Sequence& sequence, uint64_t seed) const;
+  uint64_t seed_of(const Sequence& sequence, int64_t i) const;
+  const Delivered* delivered_of(const Sequence& sequence) const;
+  void replay(Sequence& sequence, const Delivered& delivered);
   void on_output(Sequence& sequence, engine::RequestOutput&& output);
   void stream(Sequence& sequence);
   void finish();

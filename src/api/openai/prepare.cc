@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <ctime>
 
+#include "api/relay/relayed.h"
 #include "sample/validate.h"
 
 namespace manta::api {
@@ -81,9 +83,6 @@ Problem make_prompt(const LoopContext& context, const engine::Welcome& engine, c
                      fmt::format("truncate_prompt_tokens={} cannot be greater than max_model_len={}.",
                                  *request.truncate_prompt_tokens, limit));
   }
-  if (!input.is_ids) {
-    if (auto problem = tokenize(context, request, limit, input)) return problem;
-  }
   truncate(request, limit, input.ids);
   if (auto problem = check_ids(input.ids, engine.vocab_size)) return problem;
   const auto num_ids = static_cast<int64_t>(input.ids.size());
@@ -100,6 +99,7 @@ Problem make_prompt(const LoopContext& context, const engine::Welcome& engine, c
   if (wanted == 0) wanted = room;
   prompt.max_tokens = static_cast<int32_t>(std::min(wanted, room));
   prompt.text = std::move(input.text);
+  prompt.is_ids = input.is_ids;
   prompt.ids = std::move(input.ids);
   return {};
 }
@@ -223,6 +223,48 @@ Problem check_model(const LoopContext& context, const std::string& name, engine:
   return {};
 }
 
+Problem tokenize_inputs(const LoopContext& context, const engine::Welcome& engine, const GenerateRequest& request,
+                        std::vector<PromptInput>& inputs) {
+  int64_t total = 0;
+  for (auto& input : inputs) {
+    if (!input.is_ids && input.ids.empty()) {
+      if (auto problem = tokenize(context, request, engine.max_model_len, input)) return problem;
+    }
+    total += static_cast<int64_t>(input.ids.size());
+    if (!request.truncate_prompt_tokens && total > kMaxTotalTokens) {
+      return bad_value("prompt", fmt::format("the prompts hold more than {} tokens", kMaxTotalTokens));
+    }
+  }
+  return {};
+}
+
+Problem take_relayed_prompts(const Relayed& relayed, std::vector<PromptInput>& inputs) {
+  const auto& prompts = relayed.prompts;
+  if (prompts.size() != inputs.size()) {
+    return internal_error(fmt::format("the router tokenized {} prompts of {}", prompts.size(), inputs.size()));
+  }
+  for (size_t i = 0; i < inputs.size(); ++i) inputs[i].ids = prompts[i];
+  return {};
+}
+
+void take_relayed(std::shared_ptr<const Relayed> relayed, Prepared& prepared) {
+  prepared.created = relayed && relayed->created > 0 ? relayed->created : std::time(nullptr);
+  if (!relayed) return;
+  prepared.relayed = relayed;
+  if (relayed->data_parallel_rank >= 0) prepared.data_parallel_rank = relayed->data_parallel_rank;
+  if (!relayed->prefill_only) return;
+  // The token that a prefill ends with is drawn again by whoever decodes.
+  const auto eos_token_ids = std::move(prepared.sampling.eos_token_ids);
+  prepared.sampling = {};
+  prepared.sampling.temperature = 0;
+  prepared.sampling.eos_token_ids = eos_token_ids;
+  prepared.sampling.ignore_eos = true;  // it must end by length, which hands the KV cache on
+  prepared.sampling.max_tokens = 1;
+  for (Prompt& prompt : prepared.prompts) prompt.max_tokens = 1;
+  prepared.stop = nullptr;
+  prepared.stream = false;
+}
+
 Problem prepare(const LoopContext& context, const engine::Welcome& engine, const GenerateRequest& request,
                 std::vector<PromptInput> inputs, int64_t default_max_tokens, Prepared& out) {
   fill_answer_options(context.settings, request, out);
@@ -235,6 +277,7 @@ Problem prepare(const LoopContext& context, const engine::Welcome& engine, const
   const Lengths lengths{.max_model_len = engine.max_model_len,
                         .default_max_tokens = default_max_tokens,
                         .most_max_tokens = context.model.defaults.max_tokens.value_or(0)};
+  if (auto problem = tokenize_inputs(context, engine, request, inputs)) return problem;
   int64_t total = 0;
   for (auto& input : inputs) {
     if (auto problem = make_prompt(context, engine, request, lengths, std::move(input), out.prompts.emplace_back())) {

@@ -16,7 +16,7 @@ Sequence::Sequence(const Prepared& request, const ServedModel& model, int index,
       prompt_idx_(prompt_idx),
       detokenizer_(model.tokenizer, request.skip_special_tokens) {
   const Prompt& prompt = request.prompts[prompt_idx];
-  if (prompt.text.empty()) detokenizer_.prime(prompt.ids);
+  if (prompt.is_ids) detokenizer_.prime(prompt.ids);
   if (request.stop) matcher_.emplace(request.stop, request.include_stop_str_in_output);
 }
 

@@ -201,7 +201,7 @@ Result<ParsedSettings> parse_command_line(std::span<const std::string> args, con
   Parser second(args, all);
   second.run();
   MANTA_ASSIGN(ParsedSettings out, all.resolve());
-  if (out.settings.model.empty() && out.settings.executor != "fake")
+  if (out.settings.model.empty() && !out.settings.tokenizer && out.settings.executor != "fake")
     return error(ErrorCode::kInvalidArgument, "model: not given; manta serve MODEL, a folder or a Hub id");
   return out;
 }
