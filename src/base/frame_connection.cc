@@ -36,13 +36,19 @@ class Connection : public FrameConnection, public std::enable_shared_from_this<C
 
   void send(FrameKind kind, Epoch epoch, std::string_view payload) override {
     if (closed_ || finishing_) return;
-    queue_.push_back(encode_frame(kind, epoch, payload));
-    queued_bytes_ += queue_.back().size();
-    if (queued_bytes_ > kMaxQueuedBytes) {
-      close(fmt::format("peer does not read: {} bytes queued, at most {}", queued_bytes_, kMaxQueuedBytes));
-      return;
+    enqueue(encode_frame(kind, epoch, payload));
+  }
+
+  void send_now(FrameKind kind, Epoch epoch, std::string_view payload) override {
+    if (closed_ || finishing_) return;
+    std::string frame = encode_frame(kind, epoch, payload);
+    if (queued_bytes_ == 0) {
+      const ssize_t sent = ::send(socket_.native_handle(), frame.data(), frame.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+      if (sent == static_cast<ssize_t>(frame.size())) return;
+      if (sent > 0) frame.erase(0, static_cast<size_t>(sent));
+      // What went wrong, if anything did, the queued write finds out and tells.
     }
-    schedule_write();
+    enqueue(std::move(frame));
   }
 
   void finish(const std::string& why) override {
@@ -68,6 +74,16 @@ class Connection : public FrameConnection, public std::enable_shared_from_this<C
   size_t queued_bytes() const override { return queued_bytes_; }
 
  private:
+  void enqueue(std::string frame) {
+    queued_bytes_ += frame.size();
+    queue_.push_back(std::move(frame));
+    if (queued_bytes_ > kMaxQueuedBytes) {
+      close(fmt::format("peer does not read: {} bytes queued, at most {}", queued_bytes_, kMaxQueuedBytes));
+      return;
+    }
+    schedule_write();
+  }
+
   void read() {
     socket_.async_read_some(asio::buffer(inbox_), [self = shared_from_this()](error_code ec, size_t n) {
       if (self->closed_) return;
@@ -86,8 +102,7 @@ class Connection : public FrameConnection, public std::enable_shared_from_this<C
         return false;
       }
       if (!frame->has_value()) return true;
-      const OnFrame on_frame = on_frame_;  // the handler may close us, which drops on_frame_
-      if (on_frame) on_frame(std::move(**frame));
+      if (on_frame_) on_frame_(std::move(**frame));  // it may close us, which drops on_frame_ in a later turn
     }
     return !closed_;
   }

@@ -29,6 +29,8 @@ class FrameConnection {
   virtual void start(OnFrame on_frame, OnClose on_close) = 0;
   // Queues a frame; frames queued in one turn of the loop leave in one write. Ignored once closed.
   virtual void send(FrameKind kind, Epoch epoch, std::string_view payload) = 0;
+  // As send(), but leaves at once when nothing is queued: for the small frames that somebody waits for.
+  virtual void send_now(FrameKind kind, Epoch epoch, std::string_view payload) = 0;
   // Sends what is queued, then closes. Reads nothing more.
   virtual void finish(const std::string& why) = 0;
   virtual void close(const std::string& why) = 0;

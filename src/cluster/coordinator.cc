@@ -69,8 +69,12 @@ class CoordinatorServer : public Coordinator {
   }
 
   void send_decision() {
+    std::string payloads[2];  // by whether the rank's work is counted
     for (const auto& [rank, stream] : by_rank_) {
-      stream->send(FrameKind::kDecision, roster_.epoch(), encode(agreement_.decision_for(rank)));
+      const Decision decision = agreement_.decision_for(rank);
+      std::string& payload = payloads[decision.counted];
+      if (payload.empty()) payload = encode(decision);
+      stream->send_now(FrameKind::kDecision, roster_.epoch(), payload);
     }
   }
 

@@ -31,7 +31,7 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
   }
 
   void vote(Epoch epoch, const Vote& vote) {
-    if (stream_) stream_->send(FrameKind::kVote, epoch, encode(vote));
+    if (stream_) stream_->send_now(FrameKind::kVote, epoch, encode(vote));
   }
 
   Epoch epoch() const { return epoch_; }

@@ -77,9 +77,9 @@ class Serving {
 
   sched::SchedulerStats stats() const { return scheduler_->stats(); }
   Executor& executor() { return *executor_; }
+  sched::Scheduler& scheduler() { return *scheduler_; }
   int num_steps() const { return num_steps_; }
 
- private:
   static void record(sched::RequestEvent& event, Generated& out) {
     EXPECT_EQ(out.finish, sched::FinishReason::kNone);
     out.tokens.insert(out.tokens.end(), event.tokens.begin(), event.tokens.end());
@@ -89,6 +89,7 @@ class Serving {
     out.error = event.error;
   }
 
+ private:
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<sched::Scheduler> scheduler_;
   int plans_in_flight_;
