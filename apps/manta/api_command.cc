@@ -9,7 +9,7 @@ namespace manta {
 
 int run_api(const Args& args) {
   const auto arguments = parse_child_arguments("api", args);
-  const auto settings = begin_child("api");
+  const auto settings = begin_child(child_name("api", arguments));
   if (!arguments.ok()) return fail_child(arguments.error());
   if (!settings.ok()) return fail_child(settings.error());
 

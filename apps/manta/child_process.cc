@@ -28,6 +28,10 @@ Result<ChildArguments> parse_child_arguments(const std::string& command, const A
   return out;
 }
 
+std::string child_name(const std::string& command, const Result<ChildArguments>& arguments) {
+  return arguments.ok() && arguments->role != "mixed" ? command + " " + arguments->role : command;
+}
+
 Result<Settings> begin_child(const std::string& name) {
   init_logging(name, "info");
   MANTA_ASSIGN(const std::string text, cluster::read_settings());

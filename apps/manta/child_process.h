@@ -19,6 +19,9 @@ struct ChildArguments {
 
 Result<ChildArguments> parse_child_arguments(const std::string& command, const Args& args);
 
+// What a process calls itself in the log: "api", or "api prefill" where its deployment has one role only.
+std::string child_name(const std::string& command, const Result<ChildArguments>& arguments);
+
 // Reads the settings descriptor, starts logging as `name`.
 Result<Settings> begin_child(const std::string& name);
 

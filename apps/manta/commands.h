@@ -11,6 +11,7 @@ using Args = std::vector<std::string>;
 
 int run_serve(const Args& args);        // one deployment on this node: starts and supervises everything below
 int run_router(const Args& args);       // the front door of prefill and decode deployments
+int run_up(const Args& args);           // a pd.yaml on this machine: its deployments and the router
 int run_api(const Args& args);          // the OpenAI server of a deployment
 int run_engine(const Args& args);       // one DP rank
 int run_coordinator(const Args& args);  // membership of a deployment

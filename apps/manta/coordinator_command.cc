@@ -36,7 +36,7 @@ cluster::Deadlines deadlines_from(const Settings& settings) {
 // Started by `manta serve`: it knows what the deployment is.
 Result<CoordinatorPlan> plan_of_child(const Args& args) {
   MANTA_ASSIGN(const auto arguments, parse_child_arguments("coordinator", args));
-  MANTA_ASSIGN(const Settings settings, begin_child("coordinator"));
+  MANTA_ASSIGN(const Settings settings, begin_child(child_name("coordinator", arguments)));
   CoordinatorPlan plan{arguments.listen, {}};
   plan.options.deadlines = deadlines_from(settings);
   plan.options.group_size = expert_group_size(settings);

@@ -36,11 +36,17 @@ Deployment::Deployment(boost::asio::io_context& io, DeploymentOptions options, D
       coordinator_(plan_.coordinator.empty() ? prefix_ + "-coordinator" : plan_.coordinator),
       start_timer_(io) {
   options_.settings.data_parallel_size_local = plan_.num_ranks;  // children need not work it out again
+  if (plan_.starts_coordinator) children_.push_back(full_name("coordinator"));
+  for (int rank = plan_.first_rank; rank < plan_.first_rank + plan_.num_ranks; ++rank) {
+    children_.push_back(full_name(fmt::format("engine {}", rank)));
+  }
+  if (plan_.has_api) children_.push_back(full_name("api"));
 }
 
 Status Deployment::start() {
   cluster::SupervisorEvents events;
   events.on_status = [this](const std::string& name, const std::string& line) { on_status(name, line); };
+  events.on_output = events_.on_output;
   events.on_started = [this](const std::string& name, pid_t) {
     ready_.erase(name);
     tell_stage(name, "starting");
@@ -127,8 +133,8 @@ Status Deployment::start_child(const std::string& name, std::vector<std::string>
   plan.command.args = std::move(args);
   plan.command.settings = to_json(settings());
   plan.command.env = options_.env;
+  plan.command.capture_output = options_.capture_output;
   plan.stop_order = stop_order;
-  children_.push_back(plan.name);
   return supervisor_->start(std::move(plan));
 }
 
@@ -198,7 +204,7 @@ void Deployment::on_status(const std::string& name, const std::string& json_line
   if (event != "ready") return;
   ready_[name] = text;
   tell_stage(name, "ready");
-  if (!joined_ || ready_.size() < children_.size()) return;
+  if (!ready()) return;
   start_timer_.cancel();
   events_.on_ready();
 }

@@ -22,12 +22,14 @@ namespace manta {
 struct DeploymentOptions {
   std::string role = "mixed";  // prefill, decode or mixed
   Settings settings;
-  EnvMap env;  // of its processes, on top of this process's own
+  EnvMap env;                   // of its processes, on top of this process's own
+  bool capture_output = false;  // to on_output, by line
 };
 
 struct DeploymentEvents {
   std::function<void()> on_ready;                // all processes are ready; again when that is so after a restart
   std::function<void(const Error&)> on_give_up;  // once; the owner should stop()
+  std::function<void(const std::string& line)> on_output;
   // What a child says of itself: "starting", a stage of its loading, "ready", "restarting".
   std::function<void(const std::string& child, const std::string& stage)> on_stage;
   std::function<void()> on_head_leaves;  // the node that this one cannot work without drains; the owner should stop()
@@ -44,6 +46,7 @@ class Deployment {
   const Settings& settings() const { return options_.settings; }
   const cluster::NodePlan& plan() const { return plan_; }
   const std::string& coordinator() const { return coordinator_; }         // address
+  bool ready() const { return joined_ && ready_.size() == children_.size(); }
   const std::vector<std::string>& children() const { return children_; }  // names, as on_stage has them
   // Once ready.
   std::string url() const;             // empty: no API here

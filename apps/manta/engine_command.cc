@@ -13,9 +13,22 @@
 #include "engine/server.h"
 #include "manta/child_process.h"
 #include "manta/engine_parts.h"
+#include "model/progress.h"
 
 namespace manta {
 namespace {
+
+// Every rank tells its parent, ten times a second at most. Ranks load alike, so only the first tells people too.
+model::ProgressFn tell_progress(int rank) {
+  const auto print = rank == 0 ? model::print_progress(stderr, "loading weights") : nullptr;
+  double told_at = -1;
+  return [print, told_at](const model::Progress& progress) mutable {
+    if (print) print(progress);
+    if (!progress.finished && progress.seconds - told_at < 0.1) return;
+    told_at = progress.seconds;
+    report_event("progress", "loading weights " + model::describe(progress));
+  };
+}
 
 // The process of one rank: the io thread is main, the engine has a thread of its own.
 class EngineProcess {
@@ -60,9 +73,7 @@ class EngineProcess {
 
   Status load_and_run() {
     report_event("progress", "loading");
-    // Ranks load alike; one of them tells.
-    const auto progress = arguments_.rank == 0 ? model::print_progress(stderr, "loading weights") : nullptr;
-    MANTA_ASSIGN(EngineParts parts, make_engine_parts(settings_, arguments_.rank, progress));
+    MANTA_ASSIGN(EngineParts parts, make_engine_parts(settings_, arguments_.rank, tell_progress(arguments_.rank)));
     engine::Welcome welcome = parts.welcome;
     parts.options.on_serving = [summary = parts.summary] { report_event("ready", summary); };
     engine::Engine engine(

@@ -21,13 +21,20 @@ namespace {
 using nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
+// The connector's role is the deployment's: it shows in the processes' names and logs.
+std::string role_of(const Settings& settings) {
+  const std::string kv_role = settings.kv_transfer_config.kv_role.value_or("kv_both");
+  return kv_role == "kv_producer" ? "prefill" : kv_role == "kv_consumer" ? "decode" : "mixed";
+}
+
 // One deployment in the foreground, until it is asked to stop.
 class Serve {
  public:
-  explicit Serve(Settings settings)
+  explicit Serve(const Settings& settings)
       : signals_(
             io_, [this] { stop(0); }, [this] { leave(); }),
-        deployment_(std::make_unique<Deployment>(io_, DeploymentOptions{.settings = std::move(settings)}, events())) {}
+        deployment_(std::make_unique<Deployment>(
+            io_, DeploymentOptions{.role = role_of(settings), .settings = settings}, events())) {}
 
   int run() {
     const Status started = deployment_->start();
@@ -170,7 +177,7 @@ int run_serve(const Args& args) {
     spdlog::error("{}", settings.error().message);
     return 2;
   }
-  return Serve(std::move(*settings)).run();
+  return Serve(*settings).run();
 }
 
 }  // namespace manta

@@ -75,7 +75,8 @@ Result<Pipe> make_pipe() {
 }
 
 // After fork: only async-signal-safe calls. Moves the three descriptors to their numbers and becomes the child.
-[[noreturn]] void become(char* const argv[], char* const envp[], int settings, int lifeline, int status, pid_t parent) {
+[[noreturn]] void become(char* const argv[], char* const envp[], int settings, int lifeline, int status, int output,
+                         pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(127);  // it died before the line above
   ::setpgid(0, 0);                          // Ctrl-C in a terminal is for the parent, which then drains us
@@ -83,6 +84,10 @@ Result<Pipe> make_pipe() {
   const int far_settings = ::fcntl(settings, F_DUPFD, 64);
   const int far_lifeline = ::fcntl(lifeline, F_DUPFD, 64);
   const int far_status = ::fcntl(status, F_DUPFD, 64);
+  if (output >= 0) {
+    ::dup2(output, STDOUT_FILENO);
+    ::dup2(output, STDERR_FILENO);
+  }
   ::dup2(far_settings, kSettingsFd);
   ::dup2(far_lifeline, kLifelineFd);
   ::dup2(far_status, kStatusFd);
@@ -118,15 +123,20 @@ int open_pidfd(pid_t pid) {
 
 class ChildProcess : public Child, public std::enable_shared_from_this<ChildProcess> {
  public:
-  ChildProcess(asio::io_context& io, pid_t pid, Fd lifeline, Fd status, Fd pidfd, ChildEvents events)
+  ChildProcess(asio::io_context& io, pid_t pid, Fd lifeline, Fd status, Fd output, Fd pidfd, ChildEvents events)
       : pid_(pid),
         lifeline_(std::move(lifeline)),
         status_(io, status.release()),
         exited_(io, pidfd.release()),
-        events_(std::move(events)) {}
+        output_(io),
+        on_output_(std::move(events.on_output)),
+        events_(std::move(events)) {
+    if (output.get() >= 0) output_.assign(output.release());
+  }
 
   void watch() {
     read_status();
+    if (output_.is_open()) read_output();
     exited_.async_wait(Descriptor::wait_read, [self = shared_from_this()](error_code ec) {
       if (!ec) self->reap();
     });
@@ -139,6 +149,7 @@ class ChildProcess : public Child, public std::enable_shared_from_this<ChildProc
 
   void abandon() {
     events_ = {};
+    on_output_ = nullptr;
     if (!reaped_) {
       ::kill(pid_, SIGKILL);
       ::waitpid(pid_, nullptr, 0);
@@ -147,9 +158,21 @@ class ChildProcess : public Child, public std::enable_shared_from_this<ChildProc
     error_code ignored;
     status_.close(ignored);
     exited_.close(ignored);
+    output_.close(ignored);
   }
 
  private:
+  // Until its end of file: what a dying child said is what one wants to read.
+  void read_output() {
+    asio::async_read_until(output_, asio::dynamic_buffer(output_inbox_, 1 << 20), '\n',
+                           [self = shared_from_this()](error_code ec, size_t n) {
+                             const std::string line = self->output_inbox_.substr(0, ec ? std::string::npos : n - 1);
+                             self->output_inbox_.erase(0, n);
+                             if (self->on_output_ && !(ec && line.empty())) self->on_output_(line);
+                             if (!ec) self->read_output();
+                           });
+  }
+
   void read_status() {
     asio::async_read_until(status_, asio::dynamic_buffer(inbox_, 1 << 20), '\n',
                            [self = shared_from_this()](error_code ec, size_t n) {
@@ -176,6 +199,9 @@ class ChildProcess : public Child, public std::enable_shared_from_this<ChildProc
   Fd lifeline_;  // never written: closing it, also by dying, is the message
   Descriptor status_;
   Descriptor exited_;
+  Descriptor output_;  // open when captured
+  std::function<void(const std::string&)> on_output_;
+  std::string output_inbox_;
   ChildEvents events_;
   std::string inbox_;
   bool reaped_ = false;
@@ -199,6 +225,10 @@ Result<std::unique_ptr<Child>> spawn_child(asio::io_context& io, const ChildComm
   MANTA_ASSIGN(Fd settings, memory_file(command.settings));
   MANTA_ASSIGN(Pipe lifeline, make_pipe());
   MANTA_ASSIGN(Pipe status, make_pipe());
+  Pipe output;
+  if (command.capture_output) {
+    MANTA_ASSIGN(output, make_pipe());
+  }
   std::vector<std::string> args = command.args;
   args.insert(args.begin(), "manta");
   std::vector<std::string> env = child_environment(command.env);
@@ -207,7 +237,9 @@ Result<std::unique_ptr<Child>> spawn_child(asio::io_context& io, const ChildComm
   const pid_t parent = ::getpid();
   const pid_t pid = ::fork();
   if (pid < 0) return system_error("fork");
-  if (pid == 0) become(argv.data(), envp.data(), settings.get(), lifeline.read.get(), status.write.get(), parent);
+  if (pid == 0)
+    become(argv.data(), envp.data(), settings.get(), lifeline.read.get(), status.write.get(), output.write.get(),
+           parent);
   Fd pidfd(open_pidfd(pid));
   if (pidfd.get() < 0) {
     const Error e = system_error("pidfd_open");
@@ -216,7 +248,7 @@ Result<std::unique_ptr<Child>> spawn_child(asio::io_context& io, const ChildComm
     return e;
   }
   auto process = std::make_shared<ChildProcess>(io, pid, std::move(lifeline.write), std::move(status.read),
-                                                std::move(pidfd), std::move(events));
+                                                std::move(output.read), std::move(pidfd), std::move(events));
   process->watch();
   return std::unique_ptr<Child>(std::make_unique<OwnedChild>(std::move(process)));
 }

@@ -29,6 +29,7 @@ struct ChildCommand {
   std::vector<std::string> args;  // after the binary: {"engine", "--role", "decode", "--rank", "3"}
   std::string settings;           // read by the child from kSettingsFd
   EnvMap env;                     // on top of this process's own environment
+  bool capture_output = false;    // stdout and stderr come to on_output; else they are this process's own
 };
 
 class Child {
@@ -39,8 +40,9 @@ class Child {
 };
 
 struct ChildEvents {
+  std::function<void(const std::string& line)> on_output;  // without its end; the last ones may come after on_exit
   std::function<void(const std::string& json_line)> on_status;
-  std::function<void(int wait_status)> on_exit;  // last call
+  std::function<void(int wait_status)> on_exit;  // after the last on_status
 };
 
 // Call from the process's main thread only: the kernel ties PDEATHSIG to the thread that forked.

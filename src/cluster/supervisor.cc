@@ -82,6 +82,10 @@ class Supervisor::Core : public std::enable_shared_from_this<Supervisor::Core> {
     events.on_status = [this, name](const std::string& line) {
       if (events_.on_status) events_.on_status(name, line);
     };
+    events.on_output = [self = weak_from_this()](const std::string& line) {
+      const auto core = self.lock();
+      if (core && core->events_.on_output) core->events_.on_output(line);
+    };
     events.on_exit = [this, name](int wait_status) { on_exit(entries_.at(name), wait_status); };
     MANTA_ASSIGN(entry.child, spawn_child(io_, entry.plan.command, std::move(events)));
     if (events_.on_started) events_.on_started(name, entry.child->pid());

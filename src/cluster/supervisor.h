@@ -29,6 +29,7 @@ struct ChildPlan {
 
 struct SupervisorEvents {
   std::function<void(const std::string& name, const std::string& json_line)> on_status;
+  std::function<void(const std::string& line)> on_output;              // of children whose output is captured
   std::function<void(const std::string& name, pid_t pid)> on_started;  // again after each restart
   std::function<void(const Error&)> on_give_up;                        // once; the owner should stop()
 };

@@ -107,7 +107,8 @@ TEST(PdFile, WrongValuesAreNamedWithTheirPlace) {
   const std::string problem = problem_of(file);
   EXPECT_THAT(problem, HasSubstr("query_auth_token_enabled: "));
   EXPECT_THAT(problem, HasSubstr("dp_size_per_node 0: must be at least 1"));
-  EXPECT_THAT(problem, HasSubstr("decode_config.model_loading_config.model_id: other here, deepseek in prefill_config"));
+  EXPECT_THAT(problem,
+              HasSubstr("decode_config.model_loading_config.model_id: other here, deepseek in prefill_config"));
   EXPECT_THAT(problem, HasSubstr("decode_config.engine_kwargs: must hold keys and values"));
   EXPECT_THAT(problem, HasSubstr("decode_config.runtime_env.env_vars.X: must be text"));
   EXPECT_THAT(problem, HasSubstr("decode_config.deployment_config.autoscaling_config: "));

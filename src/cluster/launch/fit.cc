@@ -80,7 +80,9 @@ class Fitter {
   }
 
   void fit_interfaces(RolePlan& role) {
-    const auto missing = [this](const std::string& name) { return !name.empty() && !machine_.interfaces.contains(name); };
+    const auto missing = [this](const std::string& name) {
+      return !name.empty() && !machine_.interfaces.contains(name);
+    };
     for (auto& [name, value] : role.config.env_vars) {
       if (!name.ends_with("_SOCKET_IFNAME") || !missing(value)) continue;
       add(name, std::exchange(value, "lo"), "lo", "this machine has no such interface");

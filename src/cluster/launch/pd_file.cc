@@ -224,7 +224,8 @@ void Reader::read_application(const json& value) {
   out_.route_prefix = text(where + ".route_prefix", at(application, "route_prefix"));
   if (out_.route_prefix == "/") out_.route_prefix.clear();
   if (!out_.route_prefix.empty() && (out_.route_prefix[0] != '/' || out_.route_prefix.back() == '/')) {
-    problems_.add(fmt::format("{}.route_prefix {}", where, out_.route_prefix), "must begin with /, and not end with one");
+    problems_.add(fmt::format("{}.route_prefix {}", where, out_.route_prefix),
+                  "must begin with /, and not end with one");
   }
   const EnvMap env = read_env_vars(where + ".runtime_env", at(application, "runtime_env"));
   const json& args = object("args", at(application, "args"), args_keys());

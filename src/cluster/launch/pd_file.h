@@ -28,7 +28,7 @@ struct RoleConfig {
 };
 
 struct PdFile {
-  std::string name;         // of the application
+  std::string name;          // of the application
   std::string route_prefix;  // "" or "/prefix"
   std::optional<std::string> host;
   std::optional<int64_t> port;
