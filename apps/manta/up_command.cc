@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "cluster/launch/command_line.h"
 #include "manta/commands.h"
 #include "manta/deployment.h"
 #include "manta/ready.h"
@@ -208,8 +209,33 @@ void Up::leave() {
   io_.stop();
 }
 
+// The same processes as commands for who starts them one by one: each role's coordinator on a port of its own, counted
+// from data_parallel_rpc_port, where its ranks and the router find it.
+json commands(UpPlan plan) {
+  json out = json::array();
+  const auto add = [&out](const std::string& name, std::vector<std::string> command, const EnvMap& env) {
+    command.insert(command.begin(), "manta");
+    out.push_back({{"name", name}, {"command", std::move(command)}, {"env", env}});
+  };
+  int64_t next_port = plan.roles.front().settings.data_parallel_rpc_port;
+  for (auto& [config, settings] : plan.roles) {
+    const std::string coordinator = fmt::format("tcp:127.0.0.1:{}", next_port++);
+    settings.coordinator = coordinator;
+    (config.role == "prefill" ? plan.router.prefill_endpoints : plan.router.decode_endpoints).push_back(coordinator);
+    add(config.role + " coordinator", {"coordinator", "--listen", coordinator}, {});
+    std::vector<std::string> serve = cluster::command_line(settings);
+    serve.insert(serve.begin(), "serve");
+    add(config.role, std::move(serve), config.env_vars);
+  }
+  std::vector<std::string> router = cluster::command_line(plan.router);
+  router.insert(router.begin(), "router");
+  add("router", std::move(router), {});
+  return {{"processes", std::move(out)}};
+}
+
 struct Options {
   UpOptions up;
+  bool print_commands = false;
   std::optional<std::string> ready_file;
 };
 
@@ -222,6 +248,8 @@ void add_options(CLI::App& app, Options& o) {
       ->check(CLI::Range(0, 65535));
   app.add_flag("--scale-to-fit", o.up.scale_to_fit,
                "shrink what this machine or the model cannot hold, and print it; without this it is an error");
+  app.add_flag("--print-commands", o.print_commands,
+               "start nothing; print, as JSON, the command and environment of every process, to start them by hand");
   app.add_option("--ready-file", o.ready_file, "gets a JSON object with url and pid once everything is ready");
   app.add_option("--log-level", o.up.log_level, "of all processes")
       ->check(CLI::IsMember({"trace", "debug", "info", "warning", "error", "critical", "off"}));
@@ -251,6 +279,10 @@ int run_up(const Args& args) {
   }
   for (const auto& note : plan->notes) spdlog::info("{}", note);
   for (const auto& fitted : plan->fitted) fmt::print(stderr, "{}\n", to_string(fitted));
+  if (options.print_commands) {
+    fmt::print("{}\n", commands(std::move(plan).value()).dump(2));
+    return 0;
+  }
   return Up(std::move(plan).value(), std::move(options.ready_file)).run();
 }
 

@@ -48,6 +48,13 @@ Status check_owned_keys(const ParsedSettings& parsed, const std::string& where) 
       {"port", "the router has the address: manta up --port, or http_options.port"},
       {"uds", "the router has the address: manta up --host and --port"},
       {"ready_file", "manta up --ready-file"},
+      {"coordinator", "manta up starts one of its own"},
+      {"headless", "all ranks of a role are on this machine, behind its own API"},
+      {"data_parallel_rank", "all ranks of a role are on this machine"},
+      {"data_parallel_start_rank", "all ranks of a role are on this machine"},
+      {"data_parallel_size_local", "all ranks of a role are on this machine"},
+      {"data_parallel_hybrid_lb", "all ranks of a role are on this machine"},
+      {"data_parallel_external_lb", "all ranks of a role are on this machine"},
   };
   settings::Lines problems;
   for (const auto& [key, line] : kOwned) {

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/settings/yaml_json.h"
+#include "cluster/launch/command_line.h"
 #include "cluster/launch/fit.h"
 #include "cluster/launch/pd_file.h"
 
@@ -225,6 +226,34 @@ TEST(Fit, OneRankHasNothingToBalanceOrToOverlap) {
   const auto lines = fit_lines(roles, kLaptop, kDeepseek);
   EXPECT_THAT(lines, ElementsAre(HasSubstr("num_redundant_experts: 32 -> 0"), HasSubstr("enable_eplb: true -> false"),
                                  HasSubstr("enable_dbo: true -> false")));
+}
+
+// ---- command_line ----
+
+TEST(CommandLine, GivesTheSettingsAgain) {
+  Settings s;
+  s.model = "models/tiny-v3";
+  EXPECT_THAT(command_line(s), ElementsAre("models/tiny-v3"));
+  s.served_model_name = {"tiny", "also tiny"};
+  s.max_model_len = 4096;
+  s.enable_expert_parallel = true;
+  s.enable_prefix_caching = false;
+  s.data_parallel_size = 4;
+  s.rank_deadline_s = 2.5;
+  s.all2all_backend = "deepep_low_latency";
+  s.hf_overrides.text = R"({"num_hidden_layers":3})";
+  s.speculative_config.method = "mtp";
+  s.speculative_config.num_speculative_tokens = 1;
+  s.api_key = {"secret"};
+  const auto line = command_line(s);
+  EXPECT_THAT(line, testing::Contains("--no-enable-prefix-caching"));
+  EXPECT_THAT(line, testing::Contains("--enable-expert-parallel"));
+  EXPECT_THAT(line, testing::Contains("--max-model-len=4096"));
+  EXPECT_THAT(line, testing::Each(Not(HasSubstr("secret"))));
+  const auto again = parse_command_line(line, {});
+  ASSERT_TRUE(again.ok()) << again.error().message;
+  s.api_key.clear();
+  EXPECT_EQ(to_json(again->settings), to_json(s));
 }
 
 }  // namespace
