@@ -112,7 +112,8 @@ Result<std::string> Deployment::relay_address() const {
     if (head.size() > 2 && head.front() == '[') head = head.substr(1, head.size() - 2);
     MANTA_ASSIGN(host, cluster::local_address_towards(head));
   }
-  return fmt::format(host.find(':') == std::string::npos ? "tcp:{}:0" : "tcp:[{}]:0", host);
+  if (host.find(':') != std::string::npos) host = "[" + host + "]";
+  return fmt::format("tcp:{}:0", host);
 }
 
 std::string Deployment::url() const {

@@ -45,7 +45,7 @@ class Deployment {
 
   const Settings& settings() const { return options_.settings; }
   const cluster::NodePlan& plan() const { return plan_; }
-  const std::string& coordinator() const { return coordinator_; }         // address
+  const std::string& coordinator() const { return coordinator_; }  // address
   bool ready() const { return joined_ && ready_.size() == children_.size(); }
   const std::vector<std::string>& children() const { return children_; }  // names, as on_stage has them
   // Once ready.
