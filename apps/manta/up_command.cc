@@ -157,9 +157,9 @@ void Up::tell_when_ready() {
     return;
   }
   table_.close();
-  print_ready();
   const Status written = write_ready_file(plan_.router, url_);
-  if (!written.ok()) give_up(written.error());
+  if (!written.ok()) return give_up(written.error());
+  print_ready();
 }
 
 void Up::print_ready() const {

@@ -45,7 +45,8 @@ def write_yaml(folder, change):
 
 
 def refused(path, *flags):
-    ended = subprocess.run([str(MANTA), "up", str(path), *flags], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([str(MANTA), "up", str(path), *flags], cwd=ROOT, capture_output=True, text=True, errors="replace",
+                           timeout=60)
     assert ended.returncode == 2, ended.stderr
     return ended.stderr
 
