@@ -178,11 +178,11 @@ TEST(Fit, ALaptopGetsTwoAndFourRanks) {
   const auto lines = fit_lines(roles, kLaptop, kTiny, 64);
   EXPECT_THAT(lines,
               ElementsAre("ingress_deployment_config replicas: 64 -> 1 (one router serves one machine)",
-                          "prefill_config.data_parallel_size: 16 -> 2 (no GPU here; on a CPU at most 2)",
+                          "prefill_config.data_parallel_size: 16 -> 2 (on a CPU at most 2)",
                           "prefill_config.dp_size_per_node: 8 -> 2 (must divide the 2 ranks)",
                           "prefill_config.max_model_len: 16384 -> 4096 (the model's limit)",
                           "prefill_config.GLOO_SOCKET_IFNAME: eth0 -> lo (this machine has no such interface)",
-                          "decode_config.data_parallel_size: 32 -> 4 (no GPU here; on a CPU at most 4)",
+                          "decode_config.data_parallel_size: 32 -> 4 (on a CPU at most 4)",
                           "decode_config.dp_size_per_node: 8 -> 4 (must divide the 4 ranks)",
                           "decode_config.max_model_len: 16384 -> 4096 (the model's limit)",
                           "decode_config.eplb_config.num_redundant_experts: 35 -> 32 (the 32 experts and their copies "

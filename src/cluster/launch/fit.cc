@@ -113,7 +113,7 @@ std::vector<Share> shares(const std::vector<RolePlan>& roles, const Machine& mac
   if (machine.num_gpus == 0) {
     for (const RolePlan& role : roles) {
       const int64_t most = role.config.role == "prefill" ? kMaxCpuPrefillRanks : kMaxCpuDecodeRanks;
-      out.push_back({most, fmt::format("no GPU here; on a CPU at most {}", most)});
+      out.push_back({most, fmt::format("on a CPU at most {}", most)});
     }
     return out;
   }
