@@ -247,12 +247,12 @@ def test_request_id(client):
 
 
 def test_closing_a_stream_frees_the_engine(client, deployment):
-    before = metric(deployment, 'vllm:request_success_total{model_name="tiny",finished_reason="abort"}')
+    aborts = 'vllm:request_success_total{model_name="tiny",engine="0",finished_reason="abort"}'
+    before = metric(deployment, aborts)
     stream = complete(client, max_tokens=3000, stream=True, extra_body={"ignore_eos": True})
     next(iter(stream))
     stream.close()
-    wait_until(lambda: metric(deployment, 'vllm:request_success_total{model_name="tiny",finished_reason="abort"}') > before,
-               "the abort is counted")
+    wait_until(lambda: metric(deployment, aborts) > before, "the abort is counted")
     # The engine's state is as of its last frame to whichever loop answers.
     wait_until(lambda: complete(client, max_tokens=1) and metric(deployment, "vllm:num_requests_running") <= 1,
                "the engine let go of it")
