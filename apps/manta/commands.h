@@ -17,6 +17,7 @@ int run_engine(const Args& args);       // one DP rank
 int run_coordinator(const Args& args);  // membership of a deployment
 int run_settings(const Args& args);     // the settings table, for people
 int run_bench(const Args& args);        // load generator
+int run_status(const Args& args);       // how a deployment is
 int run_chat(const Args& args);         // a conversation in a terminal
 
 }  // namespace manta

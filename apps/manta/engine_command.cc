@@ -75,6 +75,7 @@ class EngineProcess {
     report_event("progress", "loading");
     MANTA_ASSIGN(EngineParts parts, make_engine_parts(settings_, arguments_.rank, tell_progress(arguments_.rank)));
     engine::Welcome welcome = parts.welcome;
+    welcome.role = arguments_.role;
     parts.options.on_serving = [summary = parts.summary] { report_event("ready", summary); };
     engine::Engine engine(
         parts.options, std::move(parts.scheduler), std::move(parts.executor), std::move(parts.grammars),

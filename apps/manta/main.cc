@@ -17,6 +17,7 @@ constexpr std::array kCommands{
     Command{"serve", manta::run_serve, "serve MODEL on this node: OpenAI API, coordinator, DP ranks"},
     Command{"router", manta::run_router, "the P/D front door: one API before prefill and decode deployments"},
     Command{"up", manta::run_up, "a pd.yaml on this machine: prefill, decode and router"},
+    Command{"status", manta::run_status, "how a running deployment is, rank by rank (--json for programs)"},
     Command{"chat", manta::run_chat, "talk to a served model in this terminal"},
     Command{"bench", manta::run_bench, "bench serve: load generator for an OpenAI-compatible server"},
     Command{"settings", manta::run_settings,

@@ -54,6 +54,15 @@ MetricsShard& Metrics::add_shard() {
   return *shards_.emplace_back(std::make_unique<MetricsShard>(num_ranks_));
 }
 
+uint64_t Metrics::resubmitted(int rank, engine::ResubmitReason reason) const {
+  uint64_t sum = 0;
+  for (const auto& shard : shards_) {
+    const EngineCounters* counted = rank < num_ranks_ ? shard->find(static_cast<size_t>(rank)) : nullptr;
+    if (counted) sum += counted->resubmitted[static_cast<size_t>(reason)].value();
+  }
+  return sum;
+}
+
 std::string Metrics::expose(const Snapshot& snapshot) const {
   std::set<int> ranks;
   for (const auto& engine : snapshot.engines) {

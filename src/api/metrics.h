@@ -92,6 +92,8 @@ class Metrics {
     int64_t num_admitted = 0;
     bool routing_simulated = false;
   };
+  // Requests that were taken from an engine, for one reason; any thread.
+  uint64_t resubmitted(int rank, engine::ResubmitReason reason) const;
   // Text exposition format 0.0.4.
   std::string expose(const Snapshot& snapshot) const;
 

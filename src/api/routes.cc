@@ -17,6 +17,8 @@ constexpr Route kRoutes[] = {
     {"/health", "GET", handle_health},
     {"/ping", "GET", handle_health},
     {"/ping", "POST", handle_health},
+    {"/status", "GET", handle_status},
+    {"/dashboard", "GET", handle_dashboard},
     {"/version", "GET", handle_version},
     {"/load", "GET", handle_load},
     {"/metrics", "GET", handle_metrics},

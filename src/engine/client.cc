@@ -140,6 +140,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     for (const auto& [rank, peer] : peers_) {
       EngineView v;
       v.rank = rank;
+      v.role = peer->welcome ? peer->welcome->role : "";
       v.pid = peer->member.pid;
       v.host = peer->member.host;
       v.state = peer->draining ? "draining" : peer->welcome ? cluster::to_string(peer->member.state) : "starting";

@@ -24,6 +24,7 @@ namespace manta::engine {
 // One engine as this front-end sees it.
 struct EngineView {
   int rank = 0;
+  std::string role;  // empty before it is ready
   int pid = 0;
   std::string host;
   std::string state;  // "starting", "ready", "suspect", "draining", "gone"

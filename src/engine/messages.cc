@@ -39,7 +39,7 @@ static auto fields(Hello& m) {
 }
 static auto fields(Welcome& m) {
   return std::tie(m.rank, m.pid, m.model, m.vocab_size, m.max_model_len, m.max_num_seqs, m.num_blocks, m.block_size,
-                  m.num_speculative_tokens);
+                  m.num_speculative_tokens, m.role);
 }
 static auto fields(Submit& m) {
   return std::tie(m.id, m.tokens, m.num_prompt_tokens, m.sampling, m.priority, m.cache_salt, m.kv_transfer_params);

@@ -31,6 +31,7 @@ struct Welcome {
   int32_t num_blocks = 0;
   int32_t block_size = 0;
   int32_t num_speculative_tokens = 0;
+  std::string role = "mixed";  // prefill, decode or mixed
 };
 
 // kSubmit: one request, whole.

@@ -1,0 +1,49 @@
+"""What an operator looks at: /health, `manta status` and the page."""
+
+import json
+import subprocess
+
+import httpx
+
+from deployment import MANTA, Deployment
+
+WHO = {"role", "rank", "pid", "host", "state", "epoch"}
+COUNTERS = {"manta_ep_dispatch_rows_total", "manta_ep_dispatch_bytes_total", "manta_dummy_steps_total",
+            "manta_membership_epoch", "manta_routing_simulated", "manta_requests_resubmitted_total",
+            "manta_dbo_steps_total", "manta_eplb_rearrangements_total"}
+
+
+def status(url, *flags):
+    return subprocess.run([MANTA, "status", "--url", url, *flags], capture_output=True, text=True, timeout=30)
+
+
+def test_ranks_of_a_deployment():
+    with Deployment("-dp", "2", "--enable-expert-parallel") as d:
+        answer = httpx.post(d.url + "/v1/completions", json={"prompt": [5, 6, 7], "max_tokens": 4}, timeout=60)
+        assert answer.status_code == 200
+        health = httpx.get(d.url + "/health")
+        assert health.status_code == 200 and [r["rank"] for r in health.json()["ranks"]] == [0, 1]
+        ended = status(d.url, "--json")
+        assert ended.returncode == 0, ended.stderr
+        ranks = json.loads(ended.stdout)["ranks"]
+        assert sorted(r["pid"] for r in ranks) == d.children("engine")
+        for rank in ranks:
+            assert WHO <= set(rank) and COUNTERS <= set(rank["counters"])
+            assert rank["state"] == "ready" and rank["role"] == "mixed" and rank["num_blocks"] > 0
+            assert {"step", "layer", "stage", "busy"} == set(rank["where"])
+        assert sum(r["counters"]["manta_ep_dispatch_rows_total"] for r in ranks) > 0
+        table = status(d.url)
+        assert table.returncode == 0 and len(table.stdout.splitlines()) == 4, table.stdout
+
+
+def test_nobody_there_is_said():
+    ended = status("http://127.0.0.1:1")
+    assert ended.returncode == 1 and "127.0.0.1:1" in ended.stderr
+
+
+def test_the_page_needs_nothing_from_elsewhere():
+    with Deployment("--executor", "fake") as d:
+        page = httpx.get(d.url + "/dashboard")
+        assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+        assert 'fetch("status")' in page.text
+        assert "http://" not in page.text and "https://" not in page.text
