@@ -78,6 +78,22 @@ void choose_captures(const Settings& s, exec::LocalExecutorOptions& options) {
   }
 }
 
+exec::EplbOptions eplb_options(const Settings& s) {
+  const EplbConfig& c = s.eplb_config;
+  exec::EplbOptions out;
+  out.enabled = s.enable_eplb;
+  out.window_size = c.window_size;
+  out.step_interval = c.step_interval;
+  out.min_gain = c.min_gain;
+  out.policy = c.policy == "hierarchical" ? ep::EplbPolicy::kHierarchical
+               : c.policy == "global"     ? ep::EplbPolicy::kGlobal
+                                          : ep::EplbPolicy::kAuto;
+  out.use_async = c.use_async;
+  out.log_balancedness = c.log_balancedness;
+  out.log_interval = c.log_balancedness_interval;
+  return out;
+}
+
 Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, int rank, model::ProgressFn progress) {
   exec::LocalExecutorOptions options;
   options.model = s.model;
@@ -114,6 +130,7 @@ Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, i
     options.transport.interface = s.socket_ifname.value_or("");
     options.max_tokens_per_round = static_cast<int>(s.moe_dp_chunk_size);
     options.num_redundant_experts = static_cast<int>(s.eplb_config.num_redundant_experts);
+    options.eplb = eplb_options(s);
   }
   options.num_microbatches = s.enable_dbo ? 2 : 1;
   options.num_local_ranks = static_cast<int>(s.data_parallel_size_local.value_or(s.data_parallel_size));

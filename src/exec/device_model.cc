@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <fstream>
 #include <limits>
+#include <utility>
 
 #include "model/loader.h"
 
@@ -139,7 +140,29 @@ Status DeviceModel::load_weights() {
   load.progress = options_.progress;
   MANTA_ASSIGN(weights_, model::load_weights(config_, *source, *backend_, load));
   info_.memory.push_back({"weights", weights_->num_bytes});
+  if (options_.eplb.enabled && options_.ep_size > 1 && experts_.num_layers > 0) make_balancer(std::move(source));
   return {};
+}
+
+void DeviceModel::make_balancer(std::unique_ptr<model::WeightSource> source) {
+  source_ = std::move(source);
+  std::vector<int> layer_of_row(experts_.num_layers, -1);
+  for (int layer = 0; layer < config_.shape.num_layers(); ++layer) {
+    if (const int row = model::moe_row(config_.shape, layer); row >= 0) layer_of_row[row] = layer;
+  }
+  const auto load = [this, layer_of_row](int row, int logical) {
+    return model::load_expert(config_, *source_, *backend_, layer_of_row[row], logical);
+  };
+  const auto swap = [this, layer_of_row](int row, int slot, backend::MlpWeights weights) {
+    return std::exchange(weights_->layers[layer_of_row[row]].experts.local[slot], std::move(weights));
+  };
+  balancer_ = std::make_unique<ExpertBalancer>(options_.eplb, experts_, config_.shape.n_group, load, swap);
+  const std::vector<backend::MlpWeights>& slots = weights_->layers[layer_of_row[0]].experts.local;
+  size_t layer_bytes = 0;
+  for (const backend::MlpWeights& w : slots) {
+    layer_bytes += w.gate_proj->num_bytes() + w.up_proj->num_bytes() + w.down_proj->num_bytes();
+  }
+  info_.memory.push_back({"experts on the move", 2 * layer_bytes});  // at most: one layer waits, one is packed
 }
 
 Status DeviceModel::make_transport() {
@@ -173,7 +196,11 @@ Status DeviceModel::form_group(const ep::EpTopology& topology) {
   clock_.enter(-1, "form_group");
   MANTA_TRY(release_all_slots());
   experts_.epoch = topology.epoch;
-  const Status formed = transport_->configure(topology, moe_, tokens_per_round(), options_.num_microbatches);
+  Status formed = transport_->configure(topology, moe_, tokens_per_round(), options_.num_microbatches);
+  if (formed.ok() && balancer_) {
+    formed = balancer_->formed(
+        topology, {transport_.get(), &backend_->lane(0), moe_, topology.rank, topology.size, tokens_per_round()});
+  }
   clock_.end_step();
   return formed;
 }
@@ -319,7 +346,13 @@ Result<backend::StepOutputs> DeviceModel::finish() {
 
 Result<backend::StepOutputs> DeviceModel::run(const backend::StepInputs& inputs, bool run_layers) {
   MANTA_TRY(start(inputs, run_layers));
-  return finish();
+  auto outputs = finish();
+  if (!balancer_ || !run_layers || !outputs.ok()) return outputs;
+  // Between the steps, with the other ranks.
+  const Status agreed = balancer_->step(outputs->expert_load);
+  if (!transport_->status().ok()) return error(ErrorCode::kAborted, transport_->status().error().message);
+  MANTA_TRY(agreed);
+  return outputs;
 }
 
 void DeviceModel::abort(Epoch epoch) {

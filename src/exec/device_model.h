@@ -12,10 +12,12 @@
 #include "ep/expert_map.h"
 #include "ep/expert_transport.h"
 #include "exec/executor.h"
+#include "exec/expert_balancer.h"
 #include "model/config.h"
 #include "model/driver.h"
 #include "model/progress.h"
 #include "model/stage_clock.h"
+#include "model/weight_source.h"
 #include "model/weights.h"
 #include "transfer/kv_connector.h"
 
@@ -52,6 +54,7 @@ struct LocalExecutorOptions {
   bool capture_steps = true;
 
   int num_redundant_experts = 0;
+  EplbOptions eplb;
   ep::TransportOptions transport;  // between EP ranks
   int ep_rank = 0, ep_size = 1;    // size 1 = all experts here; else form_group() must come before the first step
   int max_tokens_per_round = 256;  // of one rank, in dispatch between ranks: a longer step goes in several rounds
@@ -85,6 +88,7 @@ class DeviceModel {
   // As Executor::form_group() and abort().
   Status form_group(const ep::EpTopology& topology);
   void abort(Epoch epoch);
+  const EplbStats& eplb() const { return balancer_ ? balancer_->stats() : no_eplb_; }         // between steps
   ep::Traffic traffic() const { return transport_ ? transport_->traffic() : ep::Traffic{}; }  // since it was made
 
  private:
@@ -97,6 +101,7 @@ class DeviceModel {
   Status make_cache();
   Status make_transport();
   Status make_driver();
+  void make_balancer(std::unique_ptr<model::WeightSource> source);
   int num_blocks_for(size_t bytes) const;
   Result<int> choose_num_blocks() const;
   Status plan(const backend::StepInputs& inputs);
@@ -116,6 +121,7 @@ class DeviceModel {
   std::unique_ptr<backend::Backend> backend_;
   ep::ExpertMap experts_;
   ep::MoeShape moe_;
+  std::unique_ptr<model::WeightSource> source_;  // kept where experts move
   std::unique_ptr<model::Weights> weights_;
   std::unique_ptr<ep::ExpertTransport> transport_;
   std::vector<std::unique_ptr<backend::Activations>> activations_;
@@ -124,7 +130,9 @@ class DeviceModel {
   std::vector<backend::StepView> views_;
   std::vector<int> capture_sizes_;
   backend::DeviceMemoryBytes device_memory_;  // before anything was taken
-  std::vector<char> taken_;                   // [max_num_seqs] whether the backend has a request in the slot
+  std::unique_ptr<ExpertBalancer> balancer_;
+  const EplbStats no_eplb_;
+  std::vector<char> taken_;  // [max_num_seqs] whether the backend has a request in the slot
 };
 
 // Memory that a new process could use without swapping: of the machine, or of the cgroup when that has less. 0:

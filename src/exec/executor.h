@@ -13,7 +13,6 @@
 #include "base/ids.h"
 #include "base/result.h"
 #include "ep/expert_map.h"
-#include "ep/expert_mover.h"
 #include "kv/cache_geometry.h"
 #include "kv/kv_actions.h"
 #include "sched/step_plan.h"
@@ -38,13 +37,20 @@ struct StepTiming {
   int64_t sample_us = 0;
 };
 
+// EPLB since the rank started.
+struct EplbCounts {
+  uint64_t num_rearrangements = 0;
+  std::vector<double> balancedness;  // by MoE layer, of the last window that was looked at: mean / max over ranks
+};
+
 struct StepResult {
   StepId id = 0;
   Epoch epoch;
   std::vector<SlotResult> slots;
   kv::KvProgress kv;
-  std::vector<ep::LayerLoad> expert_load;  // empty unless EPLB records this step
+  std::vector<ep::LayerLoad> expert_load;  // tokens this rank routed to each physical expert
   ep::Traffic traffic;                     // of this step, to other ranks
+  EplbCounts eplb;
   StepTiming timing;
 };
 
@@ -98,9 +104,6 @@ class Executor {
   // Any thread. Steps of groups below `epoch`, and a form_group() for one, fail with kAborted instead of waiting for
   // their peers; what was submitted behind them is not run. Nothing runs until form_group() succeeds.
   virtual void abort(Epoch epoch) = 0;
-
-  // New maps take effect between steps, once their weights are in place.
-  virtual Status move_experts(const ep::ExpertMoves& moves) = 0;
 
   // Finishes what is in flight, then refuses submits. Wakes every wait.
   virtual Status drain() = 0;

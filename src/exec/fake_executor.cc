@@ -380,10 +380,6 @@ Result<StepResult> FakeExecutor::collect(Ticket ticket, Deadline deadline) {
   return result;
 }
 
-Status FakeExecutor::move_experts(const ep::ExpertMoves&) {
-  return {};
-}
-
 Status FakeExecutor::drain() {
   std::lock_guard lock(state_->mutex);
   state_->draining = true;

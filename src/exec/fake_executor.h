@@ -45,7 +45,6 @@ class FakeExecutor : public Executor {
   const ExecutorInfo& info() const override;
   Result<Ticket> submit(sched::StepPlan plan) override;
   Result<StepResult> collect(Ticket ticket, Deadline deadline) override;
-  Status move_experts(const ep::ExpertMoves& moves) override;  // nothing to move: fine
   Status drain() override;
   void on_ready(std::function<void()> wake) override;
   Status form_group(const ep::EpTopology& topology) override;

@@ -92,11 +92,6 @@ class LocalExecutor : public Executor {
 
   void abort(Epoch epoch) override { model_->abort(epoch); }
 
-  Status move_experts(const ep::ExpertMoves& moves) override {
-    if (moves.moves.empty()) return {};
-    return error(ErrorCode::kUnimplemented, "this executor was started without an expert mover");
-  }
-
   Status drain() override {
     std::lock_guard lock(mutex_);
     draining_ = true;
@@ -220,6 +215,8 @@ class LocalExecutor : public Executor {
     t.sample_us = clock.spent_us(Part::kSample);
     t.forward_us = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count() - t.dispatch_us -
                    t.combine_us - t.sample_us;
+    const EplbStats& eplb = model_->eplb();
+    result.eplb = {eplb.num_rearrangements, eplb.balancedness};
     const ep::Traffic after = model_->traffic();
     result.traffic = {after.rows - before.rows, after.bytes - before.bytes};
     return result;

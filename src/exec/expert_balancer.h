@@ -1,0 +1,82 @@
+// EPLB on one rank: counts the load of its experts, agrees with the other ranks on a better placement when one is due,
+// and lets the weights of a layer change between two steps once every rank has them. All ranks run the same steps, so
+// all count the same ones and come to the same decision at the same step; what they tell each other goes over the
+// expert transport.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/result.h"
+#include "ep/eplb/load_window.h"
+#include "ep/eplb/policy.h"
+#include "ep/exchange.h"
+#include "ep/expert_map.h"
+#include "exec/expert_mover.h"
+
+namespace manta::exec {
+
+struct EplbOptions {
+  bool enabled = false;
+  int64_t window_size = 1000;    // steps of load that are looked at
+  int64_t step_interval = 3000;  // steps between rearrangements
+  double min_gain = 0;           // of predicted balancedness; 0: move at every interval
+  ep::EplbPolicy policy = ep::EplbPolicy::kAuto;
+  bool use_async = true;  // false: the step that decides waits until all has moved
+  bool log_balancedness = false;
+  int64_t log_interval = 1;  // steps
+};
+
+// What the balancer has done; balancedness is of the window before the last decision, as the placement then spread it.
+struct EplbStats {
+  uint64_t num_rearrangements = 0;   // that ran to their end
+  uint64_t num_moved = 0;            // experts this rank has taken over
+  std::vector<double> balancedness;  // by MoE layer: mean over ranks / max over ranks; empty before the first decision
+};
+
+class ExpertBalancer {
+ public:
+  // Puts weights into a local slot and gives back what was there. Between steps only.
+  using SwapExpert = std::function<backend::MlpWeights(int layer, int slot, backend::MlpWeights weights)>;
+
+  // `map` is changed between steps, in place. num_groups: of the router.
+  ExpertBalancer(const EplbOptions& options, ep::ExpertMap& map, int num_groups, LoadExpert load, SwapExpert swap);
+
+  // The group has formed: its ranks take over the placement of those that have moved experts before. One that differs,
+  // a replacement, loads what it lacks. Collective, and counting begins anew.
+  Status formed(const ep::EpTopology& topology, const ep::Exchange& exchange);
+  // A step of the group has ended; loads as the backend counted them. Collective.
+  Status step(std::span<const ep::LayerLoad> loads);
+
+  const EplbStats& stats() const { return stats_; }
+
+ private:
+  Status log_balancedness(std::span<const ep::LayerLoad> loads);
+  Status decide();
+  Status commit_ready_layer();
+  void put(ExpertMover::Layer layer);
+  Status adopt(const std::vector<int32_t>& physical_to_logical);
+  Result<std::vector<std::string>> gather(std::span<const int64_t> values);
+
+  const EplbOptions options_;
+  ep::ExpertMap& map_;
+  const int num_groups_;
+  const LoadExpert load_;
+  const SwapExpert swap_;
+  ExpertMover mover_;
+  ep::LoadWindow window_;
+  ep::Exchange exchange_;
+  ep::EplbShape shape_;
+  ep::ExpertMap target_;     // of the move under way
+  std::vector<int> layers_;  // that it changes, in order
+  size_t num_committed_ = 0;
+  int64_t version_ = 0;          // layers ever committed
+  std::vector<int64_t> logged_;  // [num_layers, size] tokens since the last log line
+  int64_t steps_since_log_ = 0;
+  EplbStats stats_;
+};
+
+}  // namespace manta::exec

@@ -1,0 +1,192 @@
+// Experts move between ranks while they serve; no token and no bit of a logprob changes.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <barrier>
+#include <thread>
+
+#include "eval_prompts.h"
+#include "serving.h"
+
+namespace manta::exec {
+namespace {
+
+constexpr StepId kDummyStep = StepId{1} << 40;
+
+LocalExecutorOptions tiny() {
+  LocalExecutorOptions options;
+  options.model = kTinyModel;
+  options.device = "cpu";
+  options.backend.num_threads = 1;
+  options.max_num_seqs = 8;
+  options.max_num_batched_tokens = 256;
+  options.max_model_len = 1024;
+  options.block_size = 16;
+  options.num_blocks = 512;
+  return options;
+}
+
+// Ranks as threads, in lock-step: a rank that has nothing runs a dummy step.
+class Group {
+ public:
+  Group(int size, const EplbOptions& eplb) : size_(size), eplb_(eplb) {
+    for (int r = 0; r < size; ++r) executors_.push_back(start(r));
+  }
+  void replace(int rank) { executors_[rank] = start(rank); }
+
+  void form(Epoch epoch) {
+    ep::EpTopology topology;
+    topology.epoch = epoch;
+    topology.size = size_;
+    for (const auto& executor : executors_) topology.peers.push_back(*executor->info().ep_peer);
+    each([&](int rank) {
+      ep::EpTopology mine = topology;
+      mine.rank = rank;
+      const Status formed = executors_[rank]->form_group(mine);
+      EXPECT_TRUE(formed.ok()) << formed.error().message;
+    });
+  }
+
+  // Request i runs on rank i % size.
+  std::vector<std::vector<TokenId>> run(const std::vector<sched::Request>& requests) {
+    std::vector<std::vector<TokenId>> tokens(requests.size());
+    std::atomic<int> working{0}, seen{0};
+    std::barrier all(size_, [&]() noexcept { seen = working.exchange(0); });
+    each([&](int rank) {
+      Executor& executor = *executors_[rank];
+      auto scheduler = sched::Scheduler::make(engine::scheduler_options(executor.info())).value();
+      for (size_t i = rank; i < requests.size(); i += size_) {
+        sched::Request request = requests[i];
+        request.id = {1, i + 1};
+        ASSERT_TRUE(scheduler->add(std::move(request)).ok());
+      }
+      for (StepId dummy = kDummyStep;; ++dummy) {
+        auto plan = scheduler->plan(sched::DpAgreement{});
+        while (plan && plan->prefills.empty() && plan->decodes.empty()) {  // this rank's own affair
+          step(rank, std::move(*plan), *scheduler, tokens);
+          plan = scheduler->plan(sched::DpAgreement{});
+        }
+        if (plan) ++working;
+        all.arrive_and_wait();
+        if (seen == 0) return;
+        if (!plan) {
+          plan.emplace();
+          plan->id = dummy;
+          plan->dp.dummy = true;
+        }
+        step(rank, std::move(*plan), *scheduler, tokens);
+      }
+    });
+    return tokens;
+  }
+
+  EplbCounts counts;  // of rank 0, after its last step
+
+ private:
+  std::unique_ptr<Executor> start(int rank) {
+    LocalExecutorOptions options = tiny();
+    options.ep_rank = rank;
+    options.ep_size = size_;
+    options.num_redundant_experts = 2 * size_;
+    options.transport.kind = "shm";
+    options.eplb = eplb_;
+    auto made = make_local_executor(options);
+    EXPECT_TRUE(made.ok()) << made.error().message;
+    return std::move(made).value();
+  }
+  void step(int rank, sched::StepPlan plan, sched::Scheduler& scheduler, std::vector<std::vector<TokenId>>& tokens) {
+    const bool dummy = plan.dp.dummy;
+    auto ticket = executors_[rank]->submit(std::move(plan));
+    ASSERT_TRUE(ticket.ok()) << ticket.error().message;
+    auto result = executors_[rank]->collect(*ticket, Deadline::max());
+    ASSERT_TRUE(result.ok()) << result.error().message;
+    if (rank == 0) counts = result->eplb;
+    if (dummy) return;
+    auto events = scheduler.collect(result->id, std::move(result->slots));
+    ASSERT_TRUE(events.ok()) << events.error().message;
+    for (const auto& event : *events) {
+      auto& out = tokens[event.id.serial - 1];
+      out.insert(out.end(), event.tokens.begin(), event.tokens.end());
+    }
+  }
+  void each(const std::function<void(int)>& body) const {
+    std::vector<std::thread> threads;
+    for (int r = 0; r < size_; ++r) threads.emplace_back([&body, r] { body(r); });
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  const int size_;
+  const EplbOptions eplb_;
+  std::vector<std::unique_ptr<Executor>> executors_;
+};
+
+class Eplb : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    static const EvalPrompts prompts;
+    for (const EvalPrompt& prompt : prompts.some(10)) {
+      sched::Request& request = requests_.emplace_back();
+      request.tokens = prompt.tokens;
+      request.num_prompt_tokens = static_cast<int>(request.tokens.size());
+      request.sampling.max_tokens = 24;
+      request.sampling.temperature = 0;
+      request.sampling.eos_token_ids = {1};
+    }
+    auto alone = make_local_executor(tiny());
+    ASSERT_TRUE(alone.ok()) << alone.error().message;
+    for (const Generated& g : Serving(std::move(alone).value(), false, 1).run(requests_)) expected_.push_back(g.tokens);
+  }
+
+  static EplbOptions every(int64_t steps) {
+    EplbOptions eplb;
+    eplb.enabled = true;
+    eplb.window_size = steps;
+    eplb.step_interval = steps;
+    return eplb;
+  }
+
+  std::vector<sched::Request> requests_;
+  std::vector<std::vector<TokenId>> expected_;
+};
+
+TEST_F(Eplb, SameTokensWhileExpertsMove) {
+  for (const int size : {2, 4}) {
+    for (const bool use_async : {true, false}) {
+      EplbOptions eplb = every(4);
+      eplb.use_async = use_async;
+      eplb.log_balancedness = true;
+      Group group(size, eplb);
+      group.form(Epoch{1});
+      EXPECT_EQ(group.run(requests_), expected_) << size << " ranks, async " << use_async;
+      EXPECT_GE(group.counts.num_rearrangements, 1u) << size << " ranks, async " << use_async;
+      EXPECT_THAT(group.counts.balancedness, ::testing::Each(::testing::AllOf(::testing::Gt(0), ::testing::Le(1))));
+    }
+  }
+}
+
+TEST_F(Eplb, AReplacementTakesOverThePlacementOfTheGroup) {
+  Group group(2, every(4));
+  group.form(Epoch{1});
+  EXPECT_EQ(group.run(requests_), expected_);
+  ASSERT_GE(group.counts.num_rearrangements, 1u);
+  group.replace(1);  // it starts with the linear placement
+  group.form(Epoch{2});
+  EXPECT_EQ(group.run(requests_), expected_);
+  group.replace(0);
+  group.form(Epoch{3});
+  EXPECT_EQ(group.run(requests_), expected_);
+}
+
+TEST_F(Eplb, NothingMovesWithoutEnoughGain) {
+  EplbOptions eplb = every(4);
+  eplb.min_gain = 0.999;
+  Group group(2, eplb);
+  group.form(Epoch{1});
+  EXPECT_EQ(group.run(requests_), expected_);
+  EXPECT_EQ(group.counts.num_rearrangements, 0u);
+  EXPECT_FALSE(group.counts.balancedness.empty());  // it was looked at
+}
+
+}  // namespace
+}  // namespace manta::exec
