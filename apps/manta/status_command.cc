@@ -21,8 +21,8 @@ std::string describe(const json& where) {
 
 void print_table(const json& status) {
   fmt::print("{}, {}\n", status.value("model", "?"), status.value("status", "?"));
-  fmt::print("{:>4}  {:8} {:9} {:20} {:>8} {:>6} {:>8} {:>8} {:>7}  {}\n", "rank", "role", "state", "host", "pid", "epoch",
-             "running", "waiting", "cache", "stands at");
+  fmt::print("{:>4}  {:8} {:9} {:20} {:>8} {:>6} {:>8} {:>8} {:>7}  {}\n", "rank", "role", "state", "host", "pid",
+             "epoch", "running", "waiting", "cache", "stands at");
   for (const json& rank : status.value("ranks", json::array())) {
     const double blocks = rank.value("num_blocks", 0);
     const double used = blocks > 0 ? 100 * (1 - rank.value("num_free_blocks", 0) / blocks) : 0;

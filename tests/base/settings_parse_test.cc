@@ -470,7 +470,6 @@ TEST(WideEpCommand, RefusalsNameWhatIsMissingAndNothingElse) {
   ASSERT_FALSE(out.ok());
   EXPECT_EQ(out.error().code, ErrorCode::kUnimplemented);
   EXPECT_EQ(out.error().message,
-            "enable_eplb: not in this version yet: expert load balancing\n"
             "kv_transfer_config: not in this version yet: prefill/decode disaggregation");
 }
 
