@@ -469,8 +469,7 @@ TEST(WideEpCommand, RefusalsNameWhatIsMissingAndNothingElse) {
   const auto out = parse_command_line(command.args, command.env);
   ASSERT_FALSE(out.ok());
   EXPECT_EQ(out.error().code, ErrorCode::kUnimplemented);
-  EXPECT_EQ(out.error().message,
-            "kv_transfer_config: not in this version yet: prefill/decode disaggregation");
+  EXPECT_EQ(out.error().message, "kv_transfer_config: not in this version yet: prefill/decode disaggregation");
 }
 
 TEST(WideEpCommand, TheRestIsParsedRight) {
