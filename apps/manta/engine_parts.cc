@@ -14,6 +14,7 @@
 #include "exec/fake_executor.h"
 #include "exec/local_executor.h"
 #include "model/config.h"
+#include "manta/kv_transfer.h"
 #include "model/generation_config.h"
 #include "text/tokenizer.h"
 
@@ -94,7 +95,9 @@ exec::EplbOptions eplb_options(const Settings& s) {
   return out;
 }
 
-Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, int rank, model::ProgressFn progress) {
+Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, int rank,
+                                                            transfer::Connector& connector,
+                                                            model::ProgressFn progress) {
   exec::LocalExecutorOptions options;
   options.model = s.model;
   options.hf_overrides = s.hf_overrides.text;
@@ -134,16 +137,19 @@ Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, i
   }
   options.num_microbatches = s.enable_dbo ? 2 : 1;
   options.num_local_ranks = static_cast<int>(s.data_parallel_size_local.value_or(s.data_parallel_size));
+  options.backend.shareable_cache = connector.needs_shared_cache;
   options.progress = std::move(progress);
-  return exec::make_local_executor(std::move(options));
+  return exec::make_local_executor(std::move(options), std::move(connector.worker));
 }
 
-Result<std::unique_ptr<sched::Scheduler>> make_scheduler(const Settings& s, const exec::ExecutorInfo& info) {
+Result<std::unique_ptr<sched::Scheduler>> make_scheduler(const Settings& s, const exec::ExecutorInfo& info,
+                                                         transfer::KvConnectorScheduler* connector) {
   sched::SchedulerOptions options = engine::scheduler_options(info);
   options.policy = s.scheduling_policy == "priority" ? sched::Policy::kPriority : sched::Policy::kFcfs;
   options.enable_prefix_caching = s.enable_prefix_caching;
   options.enable_chunked_prefill = s.enable_chunked_prefill;
-  return sched::Scheduler::make(options);
+  options.recompute_failed_loads = s.kv_transfer_config.kv_load_failure_policy == "recompute";
+  return sched::Scheduler::make(options, connector);
 }
 
 engine::Welcome make_welcome(const Settings& s, const exec::ExecutorInfo& info, int rank) {
@@ -192,10 +198,17 @@ Result<std::unique_ptr<sample::GrammarCompiler>> make_grammar_compiler(const std
 
 Result<EngineParts> make_engine_parts(const Settings& settings, int rank, model::ProgressFn progress) {
   EngineParts parts;
-  MANTA_ASSIGN(parts.executor, settings.executor == "fake" ? make_fake_executor(settings)
-                                                           : make_model_executor(settings, rank, std::move(progress)));
+  MANTA_ASSIGN(transfer::Connector connector, make_kv_connector(settings, rank));
+  transfer::KvConnectorWorker* const kv_worker = connector.worker.get();  // the executor's from here on
+  MANTA_ASSIGN(parts.executor, settings.executor == "fake"
+                                   ? make_fake_executor(settings)
+                                   : make_model_executor(settings, rank, connector, std::move(progress)));
   const exec::ExecutorInfo& info = parts.executor->info();
-  MANTA_ASSIGN(parts.scheduler, make_scheduler(settings, info));
+  parts.kv_connector = std::move(connector.scheduler);
+  MANTA_ASSIGN(parts.scheduler, make_scheduler(settings, info, parts.kv_connector.get()));
+  if (kv_worker != nullptr) {
+    parts.options.watch_transfers = [kv_worker](auto wake) { kv_worker->set_wake(std::move(wake)); };
+  }
   parts.options.rank = rank;
   if (settings.enable_dbo) {
     parts.options.dbo_decode_token_threshold = static_cast<int>(settings.dbo_decode_token_threshold);
@@ -208,6 +221,7 @@ Result<EngineParts> make_engine_parts(const Settings& settings, int rank, model:
     return make_grammar_compiler(model, tokenizer, overrides, vocab_size);
   };
   parts.welcome = make_welcome(settings, info, rank);
+  parts.welcome.kv_transfer = connector.description;
   parts.summary = make_summary(info);
   return parts;
 }

@@ -9,11 +9,13 @@
 #include "base/settings.h"
 #include "engine/engine.h"
 #include "model/progress.h"
+#include "transfer/kv_connector.h"
 
 namespace manta {
 
 struct EngineParts {
   engine::EngineOptions options;
+  std::unique_ptr<transfer::KvConnectorScheduler> kv_connector;  // may be null; the scheduler's: outlives it
   std::unique_ptr<sched::Scheduler> scheduler;
   std::unique_ptr<exec::Executor> executor;
   engine::MakeGrammarCompiler grammars;

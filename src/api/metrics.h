@@ -91,6 +91,7 @@ class Metrics {
     std::optional<engine::Welcome> model;
     int64_t num_admitted = 0;
     bool routing_simulated = false;
+    std::string kv_connector;  // of the deployment; empty: none
   };
   // Requests that were taken from an engine, for one reason; any thread.
   uint64_t resubmitted(int rank, engine::ResubmitReason reason) const;

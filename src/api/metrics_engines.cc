@@ -32,6 +32,14 @@ constexpr EngineFamily kEngineFamilies[] = {
      [](const engine::EngineView& e) { return static_cast<double>(e.load.prefix_cache_queries); }},
     {"vllm:prefix_cache_hits_total", "counter", "Prefix cache hits, in tokens.",
      [](const engine::EngineView& e) { return static_cast<double>(e.load.prefix_cache_hits); }},
+    {"manta_kv_leases", "gauge", "Hand-offs of cache rows to other engines that are not over.",
+     [](const engine::EngineView& e) { return static_cast<double>(e.load.num_kv_leases); }},
+    {"manta_kv_stale_readers_total", "counter", "Readers that came for a hand-off that was over, and were refused.",
+     [](const engine::EngineView& e) { return static_cast<double>(e.load.num_kv_refused); }},
+    {"vllm:nixl_num_failed_transfers_total", "counter", "Number of failed KV transfers.",
+     [](const engine::EngineView& e) { return static_cast<double>(e.load.num_kv_failed); }},
+    {"vllm:nixl_num_kv_expired_reqs_total", "counter", "Number of requests whose KV expired before it was fetched.",
+     [](const engine::EngineView& e) { return static_cast<double>(e.load.num_kv_expired); }},
     {"vllm:spec_decode_num_draft_tokens_total", "counter", "Number of draft tokens.",
      [](const engine::EngineView& e) { return static_cast<double>(e.load.num_drafts); }},
     {"vllm:spec_decode_num_accepted_tokens_total", "counter", "Number of accepted draft tokens.",
@@ -110,6 +118,20 @@ void write_cache_config(Page& page, const std::optional<engine::Welcome>& model)
 
 }  // namespace
 
+void write_kv_transfer(Page& page, const Metrics::Snapshot& snapshot) {
+  page.text.family("manta_kv_transfer_bytes_total", "counter", "Cache rows from (received) and to (sent) other engines.");
+  for (const auto& engine : snapshot.engines) {
+    const std::pair<const char*, uint64_t> sides[] = {{"received", engine.load.kv_bytes_received},
+                                                      {"sent", engine.load.kv_bytes_sent}};
+    for (const auto& [side, bytes] : sides) {
+      Labels labels = page.of_engine(engine.rank);
+      labels.emplace_back("connector", snapshot.kv_connector);
+      labels.emplace_back("side", side);
+      page.text.sample(labels, bytes);
+    }
+  }
+}
+
 void write_engines(Page& page, const Metrics::Snapshot& snapshot) {
   for (const auto& family : kEngineFamilies) {
     page.text.family(family.name, family.type, family.help);
@@ -120,6 +142,7 @@ void write_engines(Page& page, const Metrics::Snapshot& snapshot) {
     page.text.sample(page.of_engine(engine.rank), uint64_t{snapshot.routing_simulated});
   }
   write_step_split(page, snapshot.engines);
+  if (!snapshot.kv_connector.empty()) write_kv_transfer(page, snapshot);
   write_experts(page, snapshot.engines);
   write_cache_config(page, snapshot.model);
 }

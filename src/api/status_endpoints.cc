@@ -135,7 +135,8 @@ void handle_metrics(const LoopContext& context, HttpRequest, const ResponseWrite
   const Metrics::Snapshot snapshot{.engines = context.generator.engines(),
                                    .model = context.generator.model(),
                                    .num_admitted = context.admission.num_admitted(),
-                                   .routing_simulated = !context.settings.moe_routing_simulation_strategy.empty()};
+                                   .routing_simulated = !context.settings.moe_routing_simulation_strategy.empty(),
+                                   .kv_connector = context.settings.kv_transfer_config.kv_connector.value_or("")};
   writer->send({.content_type = "text/plain; version=0.0.4; charset=utf-8", .body = context.metrics.expose(snapshot)});
 }
 

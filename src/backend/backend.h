@@ -136,6 +136,7 @@ struct Hidden {
 // One layer's cache: [num_blocks, block_size, C + rope] in the cache dtype.
 struct KvLayer {
   Tensor rows;
+  int memory_fd = -1;  // the file they are in, at its start, when BackendOptions::shareable_cache asked for one
 };
 
 // The buffers of one microbatch that stages pass along. Made once; contents are the backend's to lay out.
@@ -242,6 +243,7 @@ struct BackendOptions {
   int num_threads = 0;  // 0 = all cores this process may use
   std::string fp8_activations = "none";
   bool batch_invariant = true;
+  bool shareable_cache = false;  // cache layers in memory files that other processes of this host may map
   std::string routing_simulation;  // "uniform_random" or "normal_routing" in place of the router; empty: the router
 };
 Result<std::unique_ptr<Backend>> make_backend(const std::string& name, const BackendOptions& options);

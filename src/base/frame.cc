@@ -69,6 +69,12 @@ const char* to_string(FrameKind kind) {
     case FrameKind::kCancel: return "cancel";
     case FrameKind::kPieces: return "pieces";
     case FrameKind::kRankViews: return "rank views";
+    case FrameKind::kLeaseOpen: return "lease open";
+    case FrameKind::kLeaseDone: return "lease done";
+    case FrameKind::kLeaseCancel: return "lease cancel";
+    case FrameKind::kLeaseOffer: return "lease offer";
+    case FrameKind::kLeaseConfirmed: return "lease confirmed";
+    case FrameKind::kLeaseRefused: return "lease refused";
   }
   return "unknown";
 }

@@ -52,7 +52,14 @@ enum class FrameKind : uint16_t {
   kCancel = 50,     // its client is gone
   kPieces = 51,     // parts of answers: one frame per turn of the api's loop
   kRankViews = 52,  // what the api sees of its engines
-  kLast = kRankViews,
+  // engine <-> engine of another deployment: hand-offs of cache rows, between two connectors' side channels
+  kLeaseOpen = 64,
+  kLeaseDone,
+  kLeaseCancel,
+  kLeaseOffer,
+  kLeaseConfirmed,
+  kLeaseRefused,
+  kLast = kLeaseRefused,
 };
 
 const char* to_string(FrameKind kind);

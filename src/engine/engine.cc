@@ -20,6 +20,15 @@ void add_timing(Load& load, const exec::StepTiming& t) {
   load.sample_us += static_cast<uint64_t>(t.sample_us);
 }
 
+void add_transfers(Load& load, const kv::TransferCounters& c) {
+  load.kv_bytes_received = c.bytes_received;
+  load.kv_bytes_sent = c.bytes_sent;
+  load.num_kv_failed = c.num_failed;
+  load.num_kv_expired = c.num_expired;
+  load.num_kv_refused = c.num_refused_stale;
+  load.num_kv_leases = c.num_leases;
+}
+
 }  // namespace
 
 Engine::Engine(EngineOptions options, std::unique_ptr<sched::Scheduler> scheduler,
@@ -32,9 +41,19 @@ Engine::Engine(EngineOptions options, std::unique_ptr<sched::Scheduler> schedule
         post(GrammarCommand{std::move(submit), std::move(matcher)});
       }) {
   publish_snapshot();
+  if (!options_.watch_transfers) return;
+  options_.watch_transfers([this] {
+    {
+      const std::lock_guard lock(mutex_);
+      transfers_got_on_ = true;
+    }
+    wake_.notify_one();
+  });
 }
 
-Engine::~Engine() = default;
+Engine::~Engine() {
+  if (options_.watch_transfers) options_.watch_transfers({});
+}
 
 Status Engine::run() {
   if (in_group()) return run_in_group();
@@ -58,7 +77,8 @@ Status Engine::run() {
 
 bool Engine::leaving() {
   const std::lock_guard lock(mutex_);
-  return stopping_ || (draining_ && mailbox_.empty() && compiling_.empty() && !scheduler_->has_requests());
+  return stopping_ || (draining_ && mailbox_.empty() && compiling_.empty() && !scheduler_->has_requests() &&
+                       !scheduler_->awaits_peers());
 }
 
 Status Engine::submit_plans() {
@@ -68,12 +88,27 @@ Status Engine::submit_plans() {
     for (sched::RequestEvent& event : scheduler_->take_events()) emit(std::move(event));
     if (!plan) break;
     note_first_step(*plan);
-    MANTA_ASSIGN(const exec::Ticket ticket, executor_->submit(std::move(*plan)));
-    in_flight_.push_back({ticket});
+    MANTA_TRY(submit(std::move(*plan)));
+  }
+  if (in_flight_.empty() && take_transfer_news() && scheduler_->awaits_peers()) {
+    MANTA_TRY(submit(scheduler_->plan_transfers(sched::DpAgreement{})));
+    idle_announced_ = false;  // what the transfers changed is news to the front-ends
   }
   const auto spent = std::chrono::steady_clock::now() - begin;
   load_.schedule_us += static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(spent).count());
   return {};
+}
+
+Status Engine::submit(sched::StepPlan plan) {
+  static_cast<void>(take_transfer_news());  // this step brings them
+  MANTA_ASSIGN(const exec::Ticket ticket, executor_->submit(std::move(plan)));
+  in_flight_.push_back({ticket, voter_.step()});
+  return {};
+}
+
+bool Engine::take_transfer_news() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(transfers_got_on_, false);
 }
 
 Status Engine::collect_one() {
@@ -96,6 +131,7 @@ Status Engine::collect_one() {
 
 void Engine::add_result(const exec::StepResult& result) {
   add_timing(load_, result.timing);
+  add_transfers(load_, result.kv.counters);
   load_.ep_dispatch_rows += result.traffic.rows;
   load_.ep_dispatch_bytes += result.traffic.bytes;
 }
@@ -118,7 +154,7 @@ void Engine::post(Command command) {
 
 std::deque<Engine::Command> Engine::take_commands(bool wait) {
   std::unique_lock lock(mutex_);
-  if (wait) wake_.wait(lock, [this] { return !mailbox_.empty() || stopping_ || (draining_ && compiling_.empty()); });
+  if (wait) wake_.wait(lock, [this] { return !mailbox_.empty() || transfers_got_on_ || stopping_ || (draining_ && compiling_.empty()); });
   return std::exchange(mailbox_, {});
 }
 

@@ -38,6 +38,9 @@ inline constexpr uint64_t kAllClients = 0;
 struct EngineOptions {
   int rank = 0;
   std::chrono::milliseconds step_deadline{60000};  // a step that takes longer has failed
+  // With a KV connector: keeps what it is given, calls it from any thread when transfers got on, and never again once it
+  // was given an empty one.
+  std::function<void(std::function<void()>)> watch_transfers;
   int max_num_plans = 1;  // in flight: 2 with async scheduling, never above the executor's max_in_flight
   // Smallest step of this rank for which it asks the group to split it into two microbatches; 0 = never.
   int dbo_decode_token_threshold = 0;
@@ -132,6 +135,8 @@ class Engine {
   void add(Submit&& submit, std::shared_ptr<sample::GrammarMatcher> grammar);
   bool leaving();
   Status submit_plans();
+  Status submit(sched::StepPlan plan);
+  bool take_transfer_news();
   Status collect_one();
   void emit(sched::RequestEvent&& event);
   void emit_error(RequestId id, const Error& e);
@@ -199,6 +204,7 @@ class Engine {
   bool draining_ = false;
   bool stopping_ = false;
   bool result_ready_ = false;
+  bool transfers_got_on_ = false;  // since the last step that could say how far
   Snapshot snapshot_;
 
   GrammarWorker grammars_;  // last: its thread posts to the mailbox

@@ -60,7 +60,8 @@ Status Engine::run_in_group() {
 std::deque<Engine::Command> Engine::take_group_commands(bool park) {
   std::unique_lock lock(mutex_);
   const auto something = [this] {
-    return !mailbox_.empty() || result_ready_ || stopping_ || (draining_ && !drained_at_);
+    const bool transfers = transfers_got_on_ && voter_.formed();
+    return !mailbox_.empty() || result_ready_ || transfers || stopping_ || (draining_ && !drained_at_);
   };
   if (park && !draining_) {
     wake_.wait(lock, something);
@@ -188,8 +189,11 @@ Status Engine::plan_ahead() {
       planned_ = std::move(plan);
       break;
     }
-    MANTA_ASSIGN(const exec::Ticket ticket, executor_->submit(std::move(*plan)));
-    in_flight_.push_back({ticket, voter_.step()});
+    MANTA_TRY(submit(std::move(*plan)));
+  }
+  if (!planned_ && in_flight_.empty() && take_transfer_news() && scheduler_->awaits_peers()) {
+    MANTA_TRY(submit(scheduler_->plan_transfers(sched::DpAgreement{})));
+    idle_announced_ = false;  // what the transfers changed is news to the front-ends
   }
   flush(0);
   const auto spent = Clock::now() - begin;
@@ -212,7 +216,8 @@ void Engine::vote() {
     vote.num_tokens = planned_->max_num_tokens();
     vote.num_microbatches = wanted_microbatches(*planned_);
   } else {
-    vote.leaving = drained_at_.has_value() && compiling_.empty() && !scheduler_->has_requests();
+    vote.leaving = drained_at_.has_value() && compiling_.empty() && !scheduler_->has_requests() &&
+                   !scheduler_->awaits_peers();
   }
   if (const auto next = voter_.next(vote)) group_link_.vote(voter_.epoch(), *next);
   if (planned_ && in_flight_.empty() && !planned_at_) planned_at_ = Clock::now();

@@ -39,7 +39,7 @@ static auto fields(Hello& m) {
 }
 static auto fields(Welcome& m) {
   return std::tie(m.rank, m.pid, m.model, m.vocab_size, m.max_model_len, m.max_num_seqs, m.num_blocks, m.block_size,
-                  m.num_speculative_tokens, m.role);
+                  m.num_speculative_tokens, m.role, m.kv_transfer);
 }
 static auto fields(Submit& m) {
   return std::tie(m.id, m.tokens, m.num_prompt_tokens, m.sampling, m.priority, m.cache_salt, m.kv_transfer_params);
@@ -54,8 +54,9 @@ static auto fields(RequestOutput& m) {
 static auto fields(Load& m) {
   return std::tie(m.num_running, m.num_waiting, m.num_free_blocks, m.num_blocks, m.num_prompt_tokens,
                   m.num_generation_tokens, m.num_preemptions, m.prefix_cache_queries, m.prefix_cache_hits, m.num_drafts,
-                  m.num_accepted_drafts, m.num_steps, m.schedule_us, m.forward_us, m.dispatch_us, m.combine_us,
-                  m.sample_us, m.group_epoch, m.num_dummy_steps, m.agree_wait_us, m.num_aborted_steps,
+                  m.num_accepted_drafts, m.kv_bytes_received, m.kv_bytes_sent, m.num_kv_failed, m.num_kv_expired,
+                  m.num_kv_refused, m.num_kv_leases, m.num_steps, m.schedule_us, m.forward_us, m.dispatch_us,
+                  m.combine_us, m.sample_us, m.group_epoch, m.num_dummy_steps, m.agree_wait_us, m.num_aborted_steps,
                   m.ep_dispatch_rows, m.ep_dispatch_bytes, m.dbo_split_steps, m.dbo_vote_failed_steps,
                   m.dbo_below_threshold_steps, m.num_eplb_rearrangements);
 }

@@ -32,6 +32,9 @@ struct Welcome {
   int32_t block_size = 0;
   int32_t num_speculative_tokens = 0;
   std::string role = "mixed";  // prefill, decode or mixed
+  // With a KV connector a JSON object {kv_connector, kv_role, engine_id, host, port}: where a request must be sent to
+  // pull from this engine. Empty without.
+  std::string kv_transfer;
 };
 
 // kSubmit: one request, whole.
@@ -86,6 +89,12 @@ struct Load {
   uint64_t prefix_cache_hits = 0;     // tokens
   uint64_t num_drafts = 0;            // tokens drafted by the MTP module and verified
   uint64_t num_accepted_drafts = 0;
+  uint64_t kv_bytes_received = 0;  // cache rows from other engines
+  uint64_t kv_bytes_sent = 0;      // cache rows that other engines said they have
+  uint64_t num_kv_failed = 0;      // loads that did not come
+  uint64_t num_kv_expired = 0;     // hand-offs nobody fetched in time
+  uint64_t num_kv_refused = 0;     // readers that were too late
+  int32_t num_kv_leases = 0;       // hand-offs alive
   uint64_t num_steps = 0;
   uint64_t schedule_us = 0;  // where the steps' time went, sums
   uint64_t forward_us = 0;

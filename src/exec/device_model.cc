@@ -73,7 +73,9 @@ class DeviceModel::CacheHook : public model::LayerHook {
 DeviceModel::DeviceModel(const LocalExecutorOptions& options, std::unique_ptr<transfer::KvConnectorWorker> connector)
     : options_(options), connector_(std::move(connector)), taken_(options.max_num_seqs) {}
 
-DeviceModel::~DeviceModel() = default;
+DeviceModel::~DeviceModel() {
+  connector_ = nullptr;  // its threads write to the cache, which the backend owns
+}
 
 Result<std::unique_ptr<DeviceModel>> DeviceModel::load(const LocalExecutorOptions& options,
                                                        std::unique_ptr<transfer::KvConnectorWorker> connector) {
@@ -288,8 +290,11 @@ Status DeviceModel::make_cache() {
   MANTA_TRY(backend_->make_cache(g));
   info_.memory.push_back({"cache", g.total_bytes()});
   if (connector_ == nullptr) return {};
-  std::vector<Tensor> layers;
-  for (int layer = 0; layer < g.num_layers; ++layer) layers.push_back(backend_->cache_layer(layer).rows);
+  std::vector<transfer::CacheLayer> layers;
+  for (int layer = 0; layer < g.num_layers; ++layer) {
+    const backend::KvLayer cache = backend_->cache_layer(layer);
+    layers.push_back({cache.rows, cache.memory_fd});
+  }
   hook_ = std::make_unique<CacheHook>(*connector_);
   return connector_->register_cache(g, layers);
 }

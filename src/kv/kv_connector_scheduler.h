@@ -37,6 +37,8 @@ class KvConnectorScheduler {
   virtual void on_allocated(RequestId id, std::span<const BlockId> blocks, int num_external_tokens) = 0;
   // The rows of tokens [0, num_computed_tokens) are in the cache: announce them to a peer that pulls early.
   virtual void on_computed(RequestId id, std::span<const BlockId> blocks, int num_computed_tokens) = 0;
+  // The request lost its blocks and is computed again: what was announced of it is void from the next actions on.
+  virtual void on_preempted(RequestId id) { static_cast<void>(id); }
   virtual KvActions build_actions() = 0;  // once per step, after everything above
   virtual void on_progress(const KvProgress& progress) = 0;
   virtual HandOff on_finished(RequestId id, std::span<const BlockId> blocks, int num_tokens) = 0;

@@ -470,6 +470,7 @@ bool Scheduler::preempt_after(size_t index) {
     if (r.planned_in == next_step_) continue;
     running_.erase(running_.begin() + static_cast<ptrdiff_t>(i));
     give_up_seat(r);
+    if (connector_ != nullptr) connector_->on_preempted(r.request.id);
     r.phase = Phase::kWaiting;
     waiting_.insert(&r);
     ++counters_.num_preemptions;

@@ -104,7 +104,7 @@ void Scheduler::apply_progress(const kv::KvProgress& progress) {
   }
   for (const auto& failure : progress.failed) {
     RequestState* r = loading(failure.request);
-    if (r != nullptr && options_.recompute_failed_loads) {
+    if (r != nullptr && (options_.recompute_failed_loads || failure.reason.empty())) {
       end_load(*r, failure.num_valid_tokens);
     } else if (r != nullptr) {
       fail(*r,

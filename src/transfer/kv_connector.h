@@ -1,9 +1,11 @@
 // KV connectors carry a request's cache rows between engines. Each has two halves: one beside the scheduler, which
-// decides and owns leases, one beside the cache memory, which moves bytes. They talk only through kv::KvActions
-// (scheduler -> worker, in StepPlan) and kv::KvProgress (back, in StepResult).
-// Life cycle and the contract with other systems' proxies: kv_transfer_params as vLLM has them.
+// decides what is fetched and offered, one beside the cache memory, which keeps the leases and moves bytes. They talk
+// only through kv::KvActions (scheduler -> worker, in StepPlan) and kv::KvProgress (back, in StepResult).
+// Life cycle and the contract with other systems' proxies: kv_transfer_params as vLLM has them (docs/kv-transfer.md).
 #pragma once
 
+#include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -22,16 +24,24 @@ using kv::ExternalMatch;
 using kv::HandOff;
 using kv::KvConnectorScheduler;
 
-// Executor thread only.
+// One layer's cache: [num_blocks, block_size, row_size].
+struct CacheLayer {
+  Tensor rows;
+  int memory_fd = -1;  // of the file the rows are in, from its start; -1: none
+};
+
+// Executor thread only, except set_wake.
 class KvConnectorWorker {
  public:
   virtual ~KvConnectorWorker() = default;
-  // layers[i]: [num_blocks, block_size, row_size] of layer i. Memory outlives the connector.
-  virtual Status register_cache(const kv::CacheGeometry& geometry, std::span<const Tensor> layers) = 0;
+  // Memory outlives the connector.
+  virtual Status register_cache(const kv::CacheGeometry& geometry, std::span<const CacheLayer> layers) = 0;
   virtual void start(const kv::KvActions& actions) = 0;  // before the forward pass
   virtual void wait_for_layer(int layer) = 0;            // parked; only for requests that load inside the step
   virtual void layer_done(int layer) = 0;                // its rows are written and may be sent
   virtual kv::KvProgress poll() = 0;                     // after the forward pass; never waits
+  // Called, from any thread, whenever poll() has something new: an engine without tokens to compute parks until then.
+  virtual void set_wake(std::function<void()> wake) = 0;
 };
 
 }  // namespace manta::transfer

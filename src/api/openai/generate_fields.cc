@@ -107,6 +107,8 @@ Problem read_kv_transfer_params(Json value, R& r) {
   simdjson::dom::object object;
   if (auto problem = read_object(value, "kv_transfer_params", object)) return problem;
   r.kv_transfer_params = json_text(value);
+  bool only_prefills = false;
+  if (object["do_remote_decode"].get(only_prefills) == simdjson::SUCCESS) r.only_prefills = only_prefills;
   return {};
 }
 

@@ -183,7 +183,8 @@ Problem prepare_sampling(const LoopContext& context, const engine::Welcome& engi
 }
 
 void fill_answer_options(const Settings& settings, const GenerateRequest& request, Prepared& out) {
-  out.n = request.n;
+  // The n answers of a prompt share its rows: one prefill computes them, n requests pull them.
+  out.n = request.only_prefills ? 1 : request.n;
   out.has_seed = request.seed.has_value();
   out.sampling.seed = static_cast<uint64_t>(request.seed.value_or(0));
   out.include_stop_str_in_output = request.include_stop_str_in_output;
@@ -199,6 +200,9 @@ void fill_answer_options(const Settings& settings, const GenerateRequest& reques
   out.priority = static_cast<int32_t>(request.priority);
   out.cache_salt = request.cache_salt;
   out.kv_transfer_params = request.kv_transfer_params;
+  if (out.n > 1 && out.kv_transfer_params.size() > 2) {
+    out.kv_transfer_params.insert(1, fmt::format("\"num_readers\":{},", out.n));
+  }
 }
 
 // "logit_bias …": the field a message of sample::validate begins with.

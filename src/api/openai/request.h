@@ -54,6 +54,7 @@ struct GenerateRequest {
   std::string cache_salt;
   std::string request_id;
   std::string kv_transfer_params;  // JSON object or empty
+  bool only_prefills = false;      // kv_transfer_params.do_remote_decode: another deployment generates the answers
 
   static constexpr int64_t kNone = -2;
   static constexpr int64_t kWholeVocabulary = -1;

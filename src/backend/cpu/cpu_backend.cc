@@ -161,6 +161,7 @@ Result<std::unique_ptr<Backend>> make_cpu_backend(const BackendOptions& options,
   MANTA_ASSIGN(const host::RoutingSimulation simulation, host::parse_routing_simulation(options.routing_simulation));
   auto out = std::make_unique<CpuBackend>(options.num_threads, options.batch_invariant, *chosen);
   out->simulate_routing(simulation);
+  out->share_cache(options.shareable_cache);
   return std::unique_ptr<Backend>(std::move(out));
 }
 

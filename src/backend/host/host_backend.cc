@@ -97,9 +97,12 @@ Status HostBackend::make_cache(const kv::CacheGeometry& g) {
   cache_memory_ = HostMemory();
   cache_.clear();
   for (int layer = 0; layer < g.num_layers; ++layer) {
-    MANTA_ASSIGN(Tensor rows,
-                 cache_memory_.allocate("the KV cache", g.dtype, {g.num_blocks, g.block_size, g.row_size()}));
-    cache_.push_back({rows});
+    KvLayer made;
+    const std::initializer_list<int64_t> shape = {g.num_blocks, g.block_size, g.row_size()};
+    MANTA_ASSIGN(made.rows, shareable_cache_
+                                ? cache_memory_.allocate_shared("the KV cache", g.dtype, shape, made.memory_fd)
+                                : cache_memory_.allocate("the KV cache", g.dtype, shape));
+    cache_.push_back(made);
   }
   geometry_ = g;
   MANTA_ASSIGN(SlotTable slots, SlotTable::make(shape_, limits_, g));

@@ -423,6 +423,7 @@ Result<std::unique_ptr<Backend>> make_ref_backend(const BackendOptions& options)
   auto out =
       std::make_unique<RefBackend>(options.num_threads, options.fp8_activations == "dynamic", options.batch_invariant);
   out->simulate_routing(simulation);
+  out->share_cache(options.shareable_cache);
   return std::unique_ptr<Backend>(std::move(out));
 }
 
