@@ -155,6 +155,7 @@ class Engine {
   std::deque<Command> take_group_commands(bool park);
   Status follow_group();
   Status form_group();
+  Status keep_transfers();
   Status leave_group();
   Status collect_ready();
   Status collect_group_step(exec::Deadline deadline, bool& ready);

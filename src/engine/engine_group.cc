@@ -125,6 +125,7 @@ Status Engine::leave_group() {
   executor_->abort(Epoch{voter_.epoch().value + 1});
   bool ready = true;
   while (!in_flight_.empty()) MANTA_TRY(collect_group_step(exec::Deadline::max(), ready));
+  MANTA_TRY(keep_transfers());
   scheduler_->abandon_steps();
   planned_.reset();
   planned_at_.reset();
@@ -132,6 +133,18 @@ Status Engine::leave_group() {
   voter_.dissolve();
   publish_snapshot();
   return {};
+}
+
+// A plan that is given up had words for the connector, which are said once.
+Status Engine::keep_transfers() {
+  if (!planned_ || planned_->kv.empty()) return {};
+  sched::StepPlan plan;
+  plan.id = planned_->id;
+  plan.kv = std::move(planned_->kv);
+  MANTA_ASSIGN(const exec::Ticket ticket, executor_->submit(std::move(plan)));
+  in_flight_.push_back({ticket, voter_.step(), true});
+  bool ready = true;
+  return collect_group_step(exec::Deadline::max(), ready);
 }
 
 // ---- steps ----

@@ -78,6 +78,7 @@ void Scheduler::abandon_steps() {
   for (RequestState* r : running_) {
     if (r->phase != Phase::kRunning) continue;
     give_up_seat(*r);
+    if (connector_ != nullptr) connector_->on_preempted(r->request.id);
     r->phase = Phase::kWaiting;
     waiting_.insert(r);
     ++counters_.num_preemptions;

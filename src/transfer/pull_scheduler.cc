@@ -45,7 +45,7 @@ class PullScheduler : public KvConnectorScheduler {
     // The last token is computed here in any case: nothing else gives its logits.
     int num_wanted = static_cast<int>(tokens.size()) - 1;
     if (const auto& blocks = entry.params.num_remote_blocks; blocks && !entry.params.remote_request_id.empty()) {
-      num_wanted = std::min<int64_t>(num_wanted, int64_t{*blocks} * options_.block_size);
+      num_wanted = static_cast<int>(std::min<int64_t>(num_wanted, int64_t{*blocks} * options_.block_size));
     }
     if (num_wanted <= num_local_tokens) {
       actions_.cancels.push_back(id);  // everything is here: the owner may have its blocks back

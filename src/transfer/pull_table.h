@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "base/result.h"
 #include "kv/kv_actions.h"
 #include "transfer/lease_table.h"
 

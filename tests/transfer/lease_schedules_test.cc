@@ -3,9 +3,11 @@
 // break, messages that are late. Whatever happens, what a reader was told it may use is what the prefill wrote.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <random>
+#include <set>
 
 #include "transfer/lease_table.h"
 #include "transfer/pull_table.h"
@@ -294,7 +296,7 @@ TEST(LeaseSchedules, NoHistoryGivesAWrongBlock) {
   uint64_t expired = 0, refused = 0;
   for (uint32_t seed = 0; seed < 10000; ++seed) {
     World world(seed);
-    world.run(250);
+    world.run(500);
     ASSERT_EQ(world.num_wrong, 0) << "seed " << seed;
     ASSERT_EQ(world.num_free(), kNumBlocks) << "seed " << seed;
     ASSERT_EQ(world.leases.num_leases(), 0) << "seed " << seed;

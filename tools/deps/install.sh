@@ -94,6 +94,22 @@ fetch_sources() {
   changed=1
 }
 
+fetch_nixl() {
+  local want down="$deps/download"
+  want=$(digest "$here/nixl.txt")
+  ! is_done nixl "$want" || return 0
+  say "NIXL -> .deps/nixl"
+  rm -rf "$down" "$deps/nixl"
+  mkdir -p "$down" "$deps/nixl"
+  "$deps/venv/bin/python" -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: --python-version 311 \
+    --platform manylinux_2_28_x86_64 --require-hashes -r "$here/nixl.txt" -d "$down" ||
+    die "pip could not get the package of $here/nixl.txt"
+  python3 -m zipfile -e "$down"/nixl_cu13-*.whl "$deps/nixl"
+  rm -rf "$down" "$deps/nixl"/nixl_ep_cu13
+  mark_done nixl "$want"
+  changed=1
+}
+
 build_xgrammar() {
   local want log="$deps/xgrammar-build.log"
   want=$(digest "$here/pypi.txt" "$here/xgrammar/CMakeLists.txt" <(c++ --version))
@@ -119,6 +135,7 @@ install_apt
 install_venv venv "$here/python-tests.txt"
 unpack_debian
 fetch_sources
+fetch_nixl
 build_xgrammar
 [ "${1:-}" != oracle ] || install_venv oracle "$here/python-oracle.txt"
 [ "$changed" = 0 ] || say "done in $SECONDS s"
