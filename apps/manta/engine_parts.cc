@@ -13,8 +13,8 @@
 #include "engine/scheduler_options.h"
 #include "exec/fake_executor.h"
 #include "exec/local_executor.h"
-#include "model/config.h"
 #include "manta/kv_transfer.h"
+#include "model/config.h"
 #include "model/generation_config.h"
 #include "text/tokenizer.h"
 
@@ -95,8 +95,7 @@ exec::EplbOptions eplb_options(const Settings& s) {
   return out;
 }
 
-Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, int rank,
-                                                            transfer::Connector& connector,
+Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, int rank, transfer::Connector& connector,
                                                             model::ProgressFn progress) {
   exec::LocalExecutorOptions options;
   options.model = s.model;

@@ -119,7 +119,8 @@ void write_cache_config(Page& page, const std::optional<engine::Welcome>& model)
 }  // namespace
 
 void write_kv_transfer(Page& page, const Metrics::Snapshot& snapshot) {
-  page.text.family("manta_kv_transfer_bytes_total", "counter", "Cache rows from (received) and to (sent) other engines.");
+  page.text.family("manta_kv_transfer_bytes_total", "counter",
+                   "Cache rows from (received) and to (sent) other engines.");
   for (const auto& engine : snapshot.engines) {
     const std::pair<const char*, uint64_t> sides[] = {{"received", engine.load.kv_bytes_received},
                                                       {"sent", engine.load.kv_bytes_sent}};

@@ -243,7 +243,7 @@ struct BackendOptions {
   int num_threads = 0;  // 0 = all cores this process may use
   std::string fp8_activations = "none";
   bool batch_invariant = true;
-  bool shareable_cache = false;  // cache layers in memory files that other processes of this host may map
+  bool shareable_cache = false;    // cache layers in memory files that other processes of this host may map
   std::string routing_simulation;  // "uniform_random" or "normal_routing" in place of the router; empty: the router
 };
 Result<std::unique_ptr<Backend>> make_backend(const std::string& name, const BackendOptions& options);

@@ -154,7 +154,10 @@ void Engine::post(Command command) {
 
 std::deque<Engine::Command> Engine::take_commands(bool wait) {
   std::unique_lock lock(mutex_);
-  if (wait) wake_.wait(lock, [this] { return !mailbox_.empty() || transfers_got_on_ || stopping_ || (draining_ && compiling_.empty()); });
+  if (wait)
+    wake_.wait(lock, [this] {
+      return !mailbox_.empty() || transfers_got_on_ || stopping_ || (draining_ && compiling_.empty());
+    });
   return std::exchange(mailbox_, {});
 }
 

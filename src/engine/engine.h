@@ -38,8 +38,8 @@ inline constexpr uint64_t kAllClients = 0;
 struct EngineOptions {
   int rank = 0;
   std::chrono::milliseconds step_deadline{60000};  // a step that takes longer has failed
-  // With a KV connector: keeps what it is given, calls it from any thread when transfers got on, and never again once it
-  // was given an empty one.
+  // With a KV connector: keeps what it is given, calls it from any thread when transfers got on, and never again once
+  // it was given an empty one.
   std::function<void(std::function<void()>)> watch_transfers;
   int max_num_plans = 1;  // in flight: 2 with async scheduling, never above the executor's max_in_flight
   // Smallest step of this rank for which it asks the group to split it into two microbatches; 0 = never.

@@ -229,8 +229,8 @@ void Engine::vote() {
     vote.num_tokens = planned_->max_num_tokens();
     vote.num_microbatches = wanted_microbatches(*planned_);
   } else {
-    vote.leaving = drained_at_.has_value() && compiling_.empty() && !scheduler_->has_requests() &&
-                   !scheduler_->awaits_peers();
+    vote.leaving =
+        drained_at_.has_value() && compiling_.empty() && !scheduler_->has_requests() && !scheduler_->awaits_peers();
   }
   if (const auto next = voter_.next(vote)) group_link_.vote(voter_.epoch(), *next);
   if (planned_ && in_flight_.empty() && !planned_at_) planned_at_ = Clock::now();

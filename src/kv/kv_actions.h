@@ -29,12 +29,12 @@ struct KvActions {
 
 // What a worker half has done since it started; only num_leases goes down again.
 struct TransferCounters {
-  uint64_t bytes_received = 0;      // read from peers and used
-  uint64_t bytes_sent = 0;          // peers said that they have them
-  uint64_t num_failed = 0;          // loads that did not come
-  uint64_t num_expired = 0;         // leases that ended because nobody came, or the reader fell silent
-  uint64_t num_refused_stale = 0;   // readers that were too late
-  int32_t num_leases = 0;           // hand-offs alive now
+  uint64_t bytes_received = 0;     // read from peers and used
+  uint64_t bytes_sent = 0;         // peers said that they have them
+  uint64_t num_failed = 0;         // loads that did not come
+  uint64_t num_expired = 0;        // leases that ended because nobody came, or the reader fell silent
+  uint64_t num_refused_stale = 0;  // readers that were too late
+  int32_t num_leases = 0;          // hand-offs alive now
 };
 
 struct KvProgress {

@@ -29,7 +29,7 @@ namespace {
 namespace asio = boost::asio;
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kTick = std::chrono::milliseconds(100);   // of leases and heartbeats, while there are any
+constexpr auto kTick = std::chrono::milliseconds(100);  // of leases and heartbeats, while there are any
 constexpr auto kConnectDeadline = std::chrono::seconds(5);
 
 class RunningExchange : public Exchange {
@@ -110,7 +110,7 @@ class RunningExchange : public Exchange {
     const std::lock_guard lock(mutex_);
     kv::KvProgress out = pulls_.take_progress();
     out.sent = std::exchange(released_, {});
-    out.counters = {pulls_.bytes_received(), leases_.bytes_sent(),   pulls_.num_failed(),
+    out.counters = {pulls_.bytes_received(), leases_.bytes_sent(),  pulls_.num_failed(),
                     leases_.num_expired(),   leases_.num_refused(), leases_.num_leases()};
     return out;
   }
@@ -320,8 +320,8 @@ class RunningExchange : public Exchange {
     LeaseMessage refused;
     refused.kind = LeaseMessage::Kind::kRefused;
     refused.reader.pull = send.pull;
-    refused.reason = fmt::format("engine {} was asked for at {}, where {} is now", s.engine_id, s.peer(),
-                                 owner.engine_id);
+    refused.reason =
+        fmt::format("engine {} was asked for at {}, where {} is now", s.engine_id, s.peer(), owner.engine_id);
     const std::lock_guard lock(mutex_);
     pulls_.on_message(s.peer(), refused, 0);
     asio::post(io_, [this] { flush(); });

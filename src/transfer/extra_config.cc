@@ -21,9 +21,8 @@ struct ExtraConfig::State {
     return it == object.end() || it->is_null() ? nullptr : &*it;
   }
   Error invalid(const char* key, const std::string& expected, const json& value) const {
-    return error(ErrorCode::kInvalidArgument,
-                 fmt::format("kv_connector_extra_config.{} of {} must be {}, got {}", key, connector, expected,
-                             value.dump().substr(0, 80)));
+    return error(ErrorCode::kInvalidArgument, fmt::format("kv_connector_extra_config.{} of {} must be {}, got {}", key,
+                                                          connector, expected, value.dump().substr(0, 80)));
   }
 };
 
@@ -83,9 +82,8 @@ Result<std::vector<std::string>> ExtraConfig::objects(const char* key) {
 Status ExtraConfig::check_all_read() const {
   for (const auto& [key, value] : state_->object.items()) {
     if (state_->known.contains(key)) continue;
-    return error(ErrorCode::kInvalidArgument,
-                 fmt::format("kv_connector_extra_config.{}: {} has no such key; it has {}", key, state_->connector,
-                             fmt::join(state_->known, ", ")));
+    return error(ErrorCode::kInvalidArgument, fmt::format("kv_connector_extra_config.{}: {} has no such key; it has {}",
+                                                          key, state_->connector, fmt::join(state_->known, ", ")));
   }
   return {};
 }
@@ -95,8 +93,9 @@ Result<LeaseKeys> read_lease_keys(ExtraConfig& extra) {
   MANTA_ASSIGN(const double rendezvous_s, extra.number("kv_rendezvous_timeout", 10, 0.01, 86400));
   MANTA_ASSIGN(const bool enforce, extra.boolean("enforce_handshake_compat", true));
   if (!enforce) {
-    return error(ErrorCode::kInvalidArgument,
-                 "kv_connector_extra_config.enforce_handshake_compat false: caches that differ cannot be read; remove it");
+    return error(
+        ErrorCode::kInvalidArgument,
+        "kv_connector_extra_config.enforce_handshake_compat false: caches that differ cannot be read; remove it");
   }
   const auto ms = [](double s) { return std::chrono::milliseconds(static_cast<int64_t>(s * 1000)); };
   return LeaseKeys{ms(lease_s), ms(rendezvous_s)};

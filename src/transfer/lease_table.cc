@@ -148,8 +148,8 @@ void LeaseTable::advance(Time now) {
       ++it;
       continue;
     }
-    refuse(it->first, fmt::format("no prefill of the name {} came within {} ms", it->second.key,
-                                  options_.rendezvous.count()));
+    refuse(it->first,
+           fmt::format("no prefill of the name {} came within {} ms", it->second.key, options_.rendezvous.count()));
     it = waiting_.erase(it);
   }
 }

@@ -26,7 +26,8 @@ KvRole role_of(const std::string& kv_role) {
   return kv_role == "kv_consumer" ? KvRole::kConsumer : KvRole::kBoth;
 }
 
-Result<Connector> make_pulling(const ConnectorConfig& config, const LeaseKeys& keys, std::unique_ptr<BlockMover> mover) {
+Result<Connector> make_pulling(const ConnectorConfig& config, const LeaseKeys& keys,
+                               std::unique_ptr<BlockMover> mover) {
   const std::string name = config.engine_id.empty() ? random_name() : config.engine_id;
   ExchangeOptions options;
   options.engine_id = fmt::format("{}_dp{}", name, config.rank);
@@ -43,12 +44,13 @@ Result<Connector> make_pulling(const ConnectorConfig& config, const LeaseKeys& k
   PullSchedulerOptions scheduler{options.engine_id, options.host, 0, role_of(config.kv_role), config.block_size};
   MANTA_ASSIGN(auto exchange, Exchange::listen(std::move(options), std::move(mover)));
   scheduler.port = exchange->port();
-  out.description = json{{"kv_connector", config.kv_connector},
-                         {"kv_role", config.kv_role},
-                         {"engine_id", scheduler.engine_id},
-                         {"host", scheduler.host},
-                         {"port", scheduler.port}}
-                        .dump();
+  out.description = json{
+      {"kv_connector", config.kv_connector},
+      {"kv_role", config.kv_role},
+      {"engine_id", scheduler.engine_id},
+      {"host", scheduler.host},
+      {"port",
+       scheduler.port}}.dump();
   out.scheduler = make_pull_scheduler(std::move(scheduler));
   out.worker = std::move(exchange);
   return out;
@@ -120,7 +122,8 @@ Result<Connector> make_multi(const ConnectorConfig& config, ExtraConfig& extra) 
   MANTA_ASSIGN(const auto children, extra.objects("connectors"));
   MANTA_TRY(extra.check_all_read());
   if (children.empty()) {
-    return error(ErrorCode::kInvalidArgument, "MultiConnector: kv_connector_extra_config.connectors names no connector");
+    return error(ErrorCode::kInvalidArgument,
+                 "MultiConnector: kv_connector_extra_config.connectors names no connector");
   }
   Connector out;
   std::vector<std::unique_ptr<KvConnectorScheduler>> schedulers;

@@ -67,8 +67,8 @@ Result<const NixlLibrary*> NixlLibrary::open(const std::string& path) {
   ::setenv("UCX_MEM_MMAP_HOOK_MODE", "none", 0);
   void* library = ::dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    return error(ErrorCode::kNotFound, fmt::format("NixlConnector: {} cannot be loaded: {}; {}", file, ::dlerror(),
-                                                   kAdvice));
+    return error(ErrorCode::kNotFound,
+                 fmt::format("NixlConnector: {} cannot be loaded: {}; {}", file, ::dlerror(), kAdvice));
   }
   static NixlLibrary out;  // one per process; the library is never closed
   std::string missing;
@@ -98,8 +98,9 @@ Result<const NixlLibrary*> NixlLibrary::open(const std::string& path) {
   MANTA_BIND(is_stub);
 #undef MANTA_BIND
   if (!missing.empty()) {
-    return error(ErrorCode::kFailedPrecondition,
-                 fmt::format("NixlConnector: {} has no {}: not the NIXL this was made for; {}", file, missing, kAdvice));
+    return error(
+        ErrorCode::kFailedPrecondition,
+        fmt::format("NixlConnector: {} has no {}: not the NIXL this was made for; {}", file, missing, kAdvice));
   }
   if (out.is_stub()) {
     return error(ErrorCode::kFailedPrecondition, fmt::format("NixlConnector: {} is a stub; {}", file, kAdvice));

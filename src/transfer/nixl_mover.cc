@@ -18,7 +18,7 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kReadDeadline = std::chrono::seconds(20);
 
 struct AgentCard {
-  std::string metadata;            // NIXL's own
+  std::string metadata;             // NIXL's own
   std::vector<uint64_t> addresses;  // of each layer
 };
 auto fields(AgentCard& c) {
@@ -92,7 +92,8 @@ class NixlTransfer : public BlockTransfer {
     if (status_ == NixlLibrary::kInProgress) status_ = agent_->nixl->get_xfer_status(agent_->agent, request_);
     if (status_ != NixlLibrary::kInProgress) return check(status_, "the read");
     if (Clock::now() < deadline_) return std::nullopt;
-    return error(ErrorCode::kDeadlineExceeded, fmt::format("NIXL: a read did not end within {} s", kReadDeadline.count()));
+    return error(ErrorCode::kDeadlineExceeded,
+                 fmt::format("NIXL: a read did not end within {} s", kReadDeadline.count()));
   }
 
  private:
@@ -151,8 +152,8 @@ class NixlMover : public BlockMover {
   Result<std::unique_ptr<PeerCache>> open(const std::string& metadata, int) override {
     MANTA_ASSIGN(AgentCard card, unpack_message<AgentCard>(metadata, "NIXL agent"));
     if (card.addresses.size() != layers_.size()) {
-      return error(ErrorCode::kFailedPrecondition, fmt::format("the peer shows {} cache layers, {} are here",
-                                                               card.addresses.size(), layers_.size()));
+      return error(ErrorCode::kFailedPrecondition,
+                   fmt::format("the peer shows {} cache layers, {} are here", card.addresses.size(), layers_.size()));
     }
     char* name = nullptr;
     MANTA_TRY(check(agent_->nixl->load_remote_md(agent_->agent, card.metadata.data(), card.metadata.size(), &name),

@@ -119,9 +119,9 @@ class PullScheduler : public KvConnectorScheduler {
 
   Status check_role(const TransferParams& p) const {
     const auto refuse = [](const char* role, const char* flag, const char* other) {
-      return error(ErrorCode::kInvalidArgument,
-                   fmt::format("this deployment is {}; a request with kv_transfer_params.{} belongs to {}", role, flag,
-                               other));
+      return error(
+          ErrorCode::kInvalidArgument,
+          fmt::format("this deployment is {}; a request with kv_transfer_params.{} belongs to {}", role, flag, other));
     };
     if (p.do_remote_decode && options_.role == KvRole::kConsumer) {
       return refuse("kv_consumer", "do_remote_decode", "the prefill deployment");

@@ -69,8 +69,9 @@ void PullTable::on_message(const std::string& peer, const LeaseMessage& m, int n
   const auto wrong = std::ranges::find_if(m.blocks, [&](BlockId b) { return b < 0 || b >= num_remote_blocks; });
   const auto num_rows = static_cast<int64_t>(m.blocks.size()) * block_size_;
   if (wrong != m.blocks.end() || m.num_tokens < 0 || m.num_tokens > num_rows) {
-    return fail(it, fmt::format("{} offers {} tokens in {} blocks, of {} it has", peer, m.num_tokens, m.blocks.size(),
-                                num_remote_blocks),
+    return fail(it,
+                fmt::format("{} offers {} tokens in {} blocks, of {} it has", peer, m.num_tokens, m.blocks.size(),
+                            num_remote_blocks),
                 true);
   }
   if (m.generation != pull.generation) {

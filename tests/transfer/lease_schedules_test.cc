@@ -67,11 +67,19 @@ class World {
       case 3: compute_chunk(); break;
       case 4: begin_pull(); break;
       case 5: load(); break;
-      case 6: if (pick(6) == 0) abort_prefill(); break;
-      case 7: if (pick(6) == 0) preempt(); break;
-      case 8: if (pick(8) == 0) cancel_pull(); break;
+      case 6:
+        if (pick(6) == 0) abort_prefill();
+        break;
+      case 7:
+        if (pick(6) == 0) preempt();
+        break;
+      case 8:
+        if (pick(8) == 0) cancel_pull();
+        break;
       case 9: asleep_ = pick(10) == 0; break;
-      case 10: if (pick(30) == 0) break_connection(); break;
+      case 10:
+        if (pick(30) == 0) break_connection();
+        break;
       case 11: copy_one(); break;
       default: deliver_one(); break;
     }

@@ -35,7 +35,7 @@ class HostBackend : public Backend {
  public:
   explicit HostBackend(int num_threads);
   void simulate_routing(RoutingSimulation simulation) { simulation_ = simulation; }  // before init()
-  void share_cache(bool shareable) { shareable_cache_ = shareable; }                    // before make_cache()
+  void share_cache(bool shareable) { shareable_cache_ = shareable; }                 // before make_cache()
 
   Status init(const ModelShape& shape, const Limits& limits) final;
   Status make_cache(const kv::CacheGeometry& geometry) final;
