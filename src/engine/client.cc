@@ -153,6 +153,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
       v.stage = peer->stage;
       v.busy = peer->busy;
       v.experts = peer->experts;
+      if (peer->welcome) v.kv_transfer = peer->welcome->kv_transfer;
       views.push_back(std::move(v));
     }
     return views;

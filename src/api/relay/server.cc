@@ -97,7 +97,8 @@ RankViews views_of(const Shared& shared) {
                          .num_running = engine.load.num_running,
                          .num_waiting = engine.load.num_waiting,
                          .num_free_blocks = engine.load.num_free_blocks,
-                         .num_blocks = engine.load.num_blocks});
+                         .num_blocks = engine.load.num_blocks,
+                         .kv_transfer = engine.kv_transfer});
   }
   return out;
 }
