@@ -94,7 +94,7 @@ struct Load {
   uint64_t num_kv_failed = 0;      // loads that did not come
   uint64_t num_kv_expired = 0;     // hand-offs nobody fetched in time
   uint64_t num_kv_refused = 0;     // readers that were too late
-  int32_t num_kv_leases = 0;       // hand-offs alive
+  uint64_t num_kv_leases = 0;      // hand-offs alive
   uint64_t num_steps = 0;
   uint64_t schedule_us = 0;  // where the steps' time went, sums
   uint64_t forward_us = 0;

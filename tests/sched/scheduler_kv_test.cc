@@ -28,7 +28,7 @@ class ScriptedConnector : public kv::KvConnectorScheduler {
     return std::optional(kv::ExternalMatch{static_cast<int>(tokens.size()) - num_local_tokens, asynchronous});
   }
   void on_allocated(RequestId id, std::span<const BlockId> blocks, int num_external_tokens) override {
-    actions.loads.push_back({id, 1, {blocks.begin(), blocks.end()}, num_external_tokens, ""});
+    actions.loads.push_back({id, 1, {blocks.begin(), blocks.end()}, num_external_tokens, 0, ""});
   }
   void on_computed(RequestId id, std::span<const BlockId>, int num_computed_tokens) override {
     EXPECT_GT(num_computed_tokens, computed[id.serial]);
@@ -39,7 +39,7 @@ class ScriptedConnector : public kv::KvConnectorScheduler {
   kv::HandOff on_finished(RequestId id, std::span<const BlockId> blocks, int num_tokens) override {
     EXPECT_EQ(known.erase(id), 1u);
     finished_rows[id.serial] = num_tokens;
-    if (hold) actions.saves.push_back({id, 1, {blocks.begin(), blocks.end()}, num_tokens, ""});
+    if (hold) actions.saves.push_back({id, 1, {blocks.begin(), blocks.end()}, num_tokens, 0, ""});
     return {hold, hold ? "{\"remote\":1}" : ""};
   }
   void on_aborted(RequestId id) override {
