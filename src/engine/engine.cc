@@ -69,7 +69,8 @@ Status Engine::run() {
     if (leaving()) break;
     MANTA_TRY(submit_plans());
     nothing_to_plan = in_flight_.empty();
-    if (!in_flight_.empty()) MANTA_TRY(collect_one());
+    if (nothing_to_plan) flush(0);  // planning may have refused the only request there was
+    if (!nothing_to_plan) MANTA_TRY(collect_one());
   }
   while (!in_flight_.empty()) MANTA_TRY(collect_one());
   return executor_->drain();

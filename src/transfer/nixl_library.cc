@@ -73,7 +73,7 @@ Result<const NixlLibrary*> NixlLibrary::open(const std::string& path) {
   static NixlLibrary out;  // one per process; the library is never closed
   std::string missing;
 #define MANTA_BIND(name) bind(library, "nixl_capi_" #name, out.name, missing)
-  MANTA_BIND(create_agent);
+  MANTA_BIND(create_configured_agent);
   MANTA_BIND(destroy_agent);
   MANTA_BIND(get_plugin_params);
   MANTA_BIND(params_add);

@@ -18,7 +18,18 @@ struct NixlLibrary {
   static constexpr int kDram = 0;
   static constexpr int kRead = 0;
 
-  int (*create_agent)(const char* name, Handle* agent);
+  struct AgentConfig {  // nixl_capi_agent_config_t of NIXL 1.4
+    bool enable_progress_thread = true;
+    bool enable_listen_thread = false;
+    int listen_port = 0;
+    int thread_sync = 0;  // none: one thread of ours at a time
+    unsigned num_workers = 1;
+    uint64_t progress_thread_delay_us = 100'000;  // it waits for events this long; 0 would make it spin on a core
+    uint64_t listen_thread_delay_us = 100'000;
+    bool capture_telemetry = false;
+  };
+
+  int (*create_configured_agent)(const char* name, const AgentConfig* config, Handle* agent);
   int (*destroy_agent)(Handle agent);
   int (*get_plugin_params)(Handle agent, const char* plugin, Handle* mems, Handle* params);
   int (*params_add)(Handle params, const char* key, const char* value);

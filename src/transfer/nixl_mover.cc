@@ -111,7 +111,8 @@ class NixlMover : public BlockMover {
 
   Status start(const NixlOptions& options) {
     const NixlLibrary& nixl = *agent_->nixl;
-    MANTA_TRY(check(nixl.create_agent(options.name.c_str(), &agent_->agent), "create_agent"));
+    const NixlLibrary::AgentConfig config;
+    MANTA_TRY(check(nixl.create_configured_agent(options.name.c_str(), &config, &agent_->agent), "create_agent"));
     MANTA_TRY(check(nixl.create_opt_args(&agent_->args), "create_opt_args"));
     for (const std::string& name : options.backends) {
       Handle mems = nullptr, params = nullptr, backend = nullptr;

@@ -181,7 +181,7 @@ def test_a_stale_reader_is_refused(colocated):
 
 
 def test_caches_that_differ_are_named():
-    env = SIDE
+    env = {**SIDE, "VLLM_NIXL_ABORT_REQUEST_TIMEOUT": "1"}  # a draining prefill keeps what nobody claimed that long
     with Deployment(*flags("SharedMemoryConnector", "kv_producer"), env=env) as prefill, \
             Deployment("--kv-transfer-config",
                        json.dumps({"kv_connector": "SharedMemoryConnector", "kv_role": "kv_consumer",
