@@ -63,7 +63,7 @@ Status Engine::run() {
     const bool park = in_flight_.empty() && nothing_to_plan;
     if (park) announce_idle();
     for (Command& command : take_commands(park)) {
-      std::visit([this](auto&& c) { apply(std::move(c)); }, std::move(command));
+      std::visit([this](auto& c) { apply(std::move(c)); }, command);
     }
     flush(0);  // refusals, which belong to no step
     if (leaving()) break;

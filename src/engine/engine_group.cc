@@ -41,7 +41,7 @@ Status Engine::run_in_group() {
   while (true) {
     if (!progress && in_flight_.empty() && !planned_) announce_idle();
     for (Command& command : take_group_commands(!progress)) {
-      std::visit([this](auto&& c) { apply(std::move(c)); }, std::move(command));
+      std::visit([this](auto& c) { apply(std::move(c)); }, command);
     }
     flush(0);
     MANTA_TRY(collect_ready());

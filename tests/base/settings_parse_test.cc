@@ -415,6 +415,11 @@ TEST(Derived, StepLimitFollowsTheOthers) {
   EXPECT_EQ(parse({"m", "--max-model-len", "9000"}).settings.max_num_batched_tokens, 2048);
 }
 
+constexpr const char* kCompilationConfig = R"({
+  "pass_config": {"enable_fusion": true, "enable_attn_fusion": true, "enable_noop": true},
+  "custom_ops": ["+rms_norm"],
+  "cudagraph_mode": "FULL_DECODE_ONLY"})";
+
 // The standalone command that users of vLLM's wide-EP set-up run today, with its variables, word for word.
 struct WideEp {
   EnvMap env = {{"VLLM_USE_DEEP_GEMM", "1"},
@@ -458,8 +463,7 @@ struct WideEp {
       "--max-num-seqs",
       "512",
       "--compilation_config",
-      R"({"pass_config":{"enable_fusion":true,"enable_attn_fusion":true,"enable_noop":true},)"
-      R"("custom_ops":["+rms_norm"],"cudagraph_mode":"FULL_DECODE_ONLY"})",
+      kCompilationConfig,
       "--kv-transfer-config",
       R"({"kv_connector":"NixlConnector", "kv_role":"kv_both"})"};
 };
