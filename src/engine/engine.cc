@@ -20,15 +20,6 @@ void add_timing(Load& load, const exec::StepTiming& t) {
   load.sample_us += static_cast<uint64_t>(t.sample_us);
 }
 
-void add_transfers(Load& load, const kv::TransferCounters& c) {
-  load.kv_bytes_received = c.bytes_received;
-  load.kv_bytes_sent = c.bytes_sent;
-  load.num_kv_failed = c.num_failed;
-  load.num_kv_expired = c.num_expired;
-  load.num_kv_refused = c.num_refused_stale;
-  load.num_kv_leases = c.num_leases;
-}
-
 }  // namespace
 
 Engine::Engine(EngineOptions options, std::unique_ptr<sched::Scheduler> scheduler,
@@ -132,9 +123,18 @@ Status Engine::collect_one() {
 
 void Engine::add_result(const exec::StepResult& result) {
   add_timing(load_, result.timing);
-  add_transfers(load_, result.kv.counters);
+  note_transfers(result.kv.counters);
   load_.ep_dispatch_rows += result.traffic.rows;
   load_.ep_dispatch_bytes += result.traffic.bytes;
+}
+
+void Engine::note_transfers(const kv::TransferCounters& c) {
+  load_.kv_bytes_received = c.bytes_received;
+  load_.kv_bytes_sent = c.bytes_sent;
+  load_.num_kv_failed = c.num_failed;
+  load_.num_kv_expired = c.num_expired;
+  load_.num_kv_refused = c.num_refused_stale;
+  load_.num_kv_leases = c.num_leases;
 }
 
 void Engine::begin_serving() {

@@ -148,6 +148,7 @@ class Engine {
   void publish_snapshot();
   void begin_serving();
   void add_result(const exec::StepResult& result);
+  void note_transfers(const kv::TransferCounters& counters);
 
   // engine_group.cc
   bool in_group() const { return executor_->info().ep_peer.has_value(); }

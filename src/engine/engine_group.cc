@@ -60,7 +60,8 @@ Status Engine::run_in_group() {
 std::deque<Engine::Command> Engine::take_group_commands(bool park) {
   std::unique_lock lock(mutex_);
   const auto something = [this] {
-    const bool transfers = transfers_got_on_ && voter_.formed();
+    // A step that is planned or runs brings the news itself.
+    const bool transfers = transfers_got_on_ && voter_.formed() && !planned_ && in_flight_.empty();
     return !mailbox_.empty() || result_ready_ || transfers || stopping_ || (draining_ && !drained_at_);
   };
   if (park && !draining_) {
@@ -178,7 +179,10 @@ Status Engine::collect_group_step(exec::Deadline deadline, bool& ready) {
   }
   std::vector<sched::RequestEvent> events;
   if (step.dummy) {
+    note_transfers(result->kv.counters);
     load_.ep_dispatch_rows += result->traffic.rows;
+    load_.ep_dispatch_bytes += result->traffic.bytes;
+    idle_announced_ = false;  // front-ends hear of it with the last word of this busy period
     events = scheduler_->transferred(result->kv);
   } else {
     add_result(*result);

@@ -1,4 +1,4 @@
-"""Starts a real deployment (`manta serve`) for a test, and looks at its processes."""
+"""Starts real deployments (`manta serve`, `manta up`) and routers for a test, and looks at their processes."""
 
 import os
 import pathlib
@@ -6,18 +6,21 @@ import re
 import signal
 import subprocess
 import threading
+import time
+
+import httpx
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MANTA = pathlib.Path(os.environ.get("MANTA_BINARY", ROOT / "build/cpu/manta"))
 MODEL = "models/tiny-v3"
+LOCAL = ROOT / "deploy/local.yaml"
 
 
-class Deployment:
+class Process:
     """`with Deployment("--executor", "fake") as d:` — d.url is ready to be used; leaving stops it and checks exit 0."""
 
-    def __init__(self, *flags, model=MODEL, timeout=60, env=None, prefix=()):
-        # prefix: a command that runs the rest, such as hosts.Host.command
-        self.command = [*prefix, str(MANTA), "serve", model, "--host", "127.0.0.1", "--port", "0", *map(str, flags)]
+    def __init__(self, command, timeout=60, env=None):
+        self.command = [*map(str, command)]
         self.timeout = timeout
         self.env = {**os.environ, **(env or {})}
         self.log = []
@@ -90,3 +93,44 @@ class Deployment:
         pid = self.children(what)[index]
         os.kill(pid, sig)
         return pid
+
+    def text(self):
+        return "".join(self.log)
+
+
+ADDRESS = ["--host", "127.0.0.1", "--port", "0"]
+
+
+class Deployment(Process):
+    """`manta serve`. prefix: a command that runs the rest, such as hosts.Host.command."""
+
+    def __init__(self, *flags, model=MODEL, prefix=(), **options):
+        super().__init__([*prefix, MANTA, "serve", model, *ADDRESS, *flags], **options)
+
+
+class Router(Process):
+    def __init__(self, *flags, model=(MODEL,), **options):
+        super().__init__([MANTA, "router", *model, *ADDRESS, *flags], **options)
+
+
+class Up(Process):
+    def __init__(self, file=LOCAL, *flags, **options):
+        super().__init__([MANTA, "up", file, *ADDRESS, *flags], **options)
+
+
+def wait_until(condition, what, timeout=60):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.02)
+
+
+def metric(url, name, **labels):
+    """Sum over the samples that have these labels."""
+    total = 0.0
+    for line in httpx.get(url + "/metrics", timeout=30).text.splitlines():
+        if line.split("{")[0].split(" ")[0] != name:
+            continue
+        if all(f'{k}="{v}"' in line for k, v in labels.items()):
+            total += float(line.rsplit(" ", 1)[1])
+    return total

@@ -13,7 +13,7 @@ import time
 import httpx
 import pytest
 
-from deployment import Deployment
+from deployment import Deployment, metric, wait_until
 
 PROMPTS = [
     "7",
@@ -46,18 +46,6 @@ def post(url, path, body, headers=None):
     return response.json()
 
 
-def metric(deployment, name):
-    lines = httpx.get(deployment.url + "/metrics", timeout=30).text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
-
-
-def wait_until(condition, what):
-    end = time.monotonic() + 40
-    while not condition():
-        assert time.monotonic() < end, f"never: {what}"
-        time.sleep(0.02)
-
-
 def two_calls(prefill, decode, body, path="/v1/completions"):
     """What vLLM's toy proxy does."""
     first = copy.deepcopy(body)
@@ -87,7 +75,7 @@ def colocated():
 
 
 def no_lease_is_left(prefill):
-    wait_until(lambda: metric(prefill, "manta_kv_leases") == 0, "0 leases")
+    wait_until(lambda: metric(prefill.url, "manta_kv_leases") == 0, "0 leases")
 
 
 @pytest.mark.parametrize("mtp", [False, True])
@@ -97,9 +85,9 @@ def test_same_tokens_as_one_deployment(colocated, mtp):
         for _ in range(2):  # the second time every full block is a prefix hit on both sides
             for body, expected in zip(requests(), colocated):
                 assert texts(two_calls(prefill, decode, body)) == expected, body
-        assert metric(decode, "manta_kv_transfer_bytes_total") > 0
-        assert metric(prefill, "manta_kv_transfer_bytes_total") == metric(decode, "manta_kv_transfer_bytes_total")
-        assert metric(decode, "vllm:nixl_num_failed_transfers") == 0
+        assert metric(decode.url, "manta_kv_transfer_bytes_total") > 0
+        assert metric(prefill.url, "manta_kv_transfer_bytes_total") == metric(decode.url, "manta_kv_transfer_bytes_total")
+        assert metric(decode.url, "vllm:nixl_num_failed_transfers_total") == 0
         no_lease_is_left(prefill)
 
 
@@ -147,7 +135,7 @@ def test_early_pull_in_both_orders(colocated):
                     continue
                 body["cache_salt"] = first  # nothing is cached yet
                 assert texts(early(prefill, decode, body, f"{first}-{i}", first)) == expected
-        assert metric(decode, "manta_kv_transfer_bytes_total") > 0
+        assert metric(decode.url, "manta_kv_transfer_bytes_total") > 0
         no_lease_is_left(prefill)
 
 
@@ -157,7 +145,7 @@ def test_a_prefill_that_never_comes_is_recomputed(colocated):
         body, expected = list(zip(requests(), colocated))[4]
         params = {"do_remote_prefill": True, "transfer_id": "nobody", **where}
         assert texts(post(decode.url, "/v1/completions", {**body, "kv_transfer_params": params})) == expected
-        wait_until(lambda: metric(decode, "vllm:nixl_num_failed_transfers") == 1, "a failed load")
+        wait_until(lambda: metric(decode.url, "vllm:nixl_num_failed_transfers_total") == 1, "a failed load")
 
 
 def test_a_prefill_killed_between_the_calls_costs_nothing_but_time(colocated):
@@ -175,9 +163,9 @@ def test_a_stale_reader_is_refused(colocated):
         body, expected = list(zip(requests(), colocated))[4]
         first = {**body, "max_tokens": 1, "kv_transfer_params": {"do_remote_decode": True}}
         params = post(p.url, "/v1/completions", first)["kv_transfer_params"]
-        wait_until(lambda: metric(p, "manta_kv_leases") == 0, "the lease has expired")
+        wait_until(lambda: metric(p.url, "manta_kv_leases") == 0, "the lease has expired")
         assert texts(post(d.url, "/v1/completions", {**body, "kv_transfer_params": params})) == expected
-        assert metric(p, "vllm:nixl_num_kv_expired_reqs") >= 1
+        assert metric(p.url, "vllm:nixl_num_kv_expired_reqs_total") >= 1
 
 
 def test_caches_that_differ_are_named():

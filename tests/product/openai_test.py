@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from deployment import Deployment
+from deployment import Deployment, metric, wait_until
 
 SUM = [{"role": "user", "content": "698+62"}]
 WEATHER = {
@@ -42,18 +42,6 @@ def chat(client, messages=SUM, **fields):
 
 def complete(client, prompt="Hello", **fields):
     return client.completions.create(**{"model": "tiny", "prompt": prompt, "temperature": 0, "max_tokens": 8, **fields})
-
-
-def metric(deployment, name):
-    text = httpx.get(deployment.url + "/metrics").text
-    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
-
-
-def wait_until(condition, what):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, f"never: {what}"
-        threading.Event().wait(0.02)
 
 
 def test_models(client):
@@ -247,21 +235,23 @@ def test_request_id(client):
 
 
 def test_closing_a_stream_frees_the_engine(client, deployment):
-    aborts = 'vllm:request_success_total{model_name="tiny",engine="0",finished_reason="abort"}'
-    before = metric(deployment, aborts)
+    def aborts():
+        return metric(deployment.url, "vllm:request_success_total", engine="0", finished_reason="abort")
+
+    before = aborts()
     stream = complete(client, max_tokens=3000, stream=True, extra_body={"ignore_eos": True})
     next(iter(stream))
     stream.close()
-    wait_until(lambda: metric(deployment, aborts) > before, "the abort is counted")
+    wait_until(lambda: aborts() > before, "the abort is counted")
     # The engine's state is as of its last frame to whichever loop answers.
-    wait_until(lambda: complete(client, max_tokens=1) and metric(deployment, "vllm:num_requests_running") <= 1,
+    wait_until(lambda: complete(client, max_tokens=1) and metric(deployment.url, "vllm:num_requests_running") <= 1,
                "the engine let go of it")
 
 
 def test_metrics_add_up(client, deployment):
-    before = metric(deployment, "vllm:generation_tokens_total")
+    before = metric(deployment.url, "vllm:generation_tokens_total")
     answer = complete(client)
-    assert metric(deployment, "vllm:generation_tokens_total") - before == answer.usage.completion_tokens
+    assert metric(deployment.url, "vllm:generation_tokens_total") - before == answer.usage.completion_tokens
 
 
 def test_async_client(deployment):

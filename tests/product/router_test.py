@@ -14,7 +14,7 @@ import time
 import httpx
 import pytest
 
-from deployment import MANTA, MODEL, ROOT, Deployment
+from deployment import MODEL, ROOT, Deployment, Router, metric, wait_until
 
 # A pace at which streams are still running when something is killed, and a model that says the same each time.
 FAKE = ["--executor", "fake", "--fake-tokens-per-second", "40", "--max-model-len", 512]
@@ -24,45 +24,6 @@ def coordinator_of(deployment):
     """The coordinator's address: on the command line of every child."""
     words = pathlib.Path(f"/proc/{deployment.children('api')[0]}/cmdline").read_bytes().split(b"\0")
     return words[words.index(b"--coordinator") + 1].decode()
-
-
-class Router:
-    """`with Router("--decode-endpoints", address) as r:` — r.url is ready to be used; leaving stops it and checks exit 0."""
-
-    def __init__(self, *flags, model=(MODEL,)):
-        self.command = [str(MANTA), "router", *model, "--host", "127.0.0.1", "--port", "0", *map(str, flags)]
-        self.log = []
-        self.url = None
-        self._ready = threading.Event()
-
-    def __enter__(self):
-        self.process = subprocess.Popen(
-            self.command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        threading.Thread(target=self._read, daemon=True).start()
-        if not self._ready.wait(60) or self.url is None:
-            self.process.kill()
-            raise AssertionError("not ready:\n" + "".join(self.log[-50:]))
-        return self
-
-    def _read(self):
-        for line in self.process.stdout:
-            self.log.append(line)
-            found = re.search(r"API\s+(http://\S+)/v1", line)
-            if found:
-                self.url = found.group(1)
-                self._ready.set()
-        self._ready.set()
-
-    def __exit__(self, kind, value, trace):
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            code = self.process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise AssertionError("did not drain:\n" + "".join(self.log[-50:])) from None
-        if kind is None:
-            assert code == 0, f"exit code {code}:\n" + "".join(self.log[-50:])
 
 
 def post(url, path, body, headers=None):
@@ -97,24 +58,6 @@ def text_of(events):
 def unnamed(answer):
     """Without what differs from request to request."""
     return {k: v for k, v in answer.items() if k not in ("id", "created")}
-
-
-def wait_until(condition, what, timeout=30):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
-def metric(url, name, **labels):
-    """Sum over the samples that have these labels."""
-    total = 0.0
-    for line in httpx.get(url + "/metrics", timeout=30).text.splitlines():
-        if line.split("{")[0].split(" ")[0] != name:
-            continue
-        if all(f'{k}="{v}"' in line for k, v in labels.items()):
-            total += float(line.rsplit(" ", 1)[1])
-    return total
 
 
 REQUESTS = [

@@ -12,19 +12,9 @@ import urllib.request
 
 import pytest
 import yaml
-from deployment import MANTA, ROOT, Deployment
+from deployment import LOCAL, MANTA, ROOT, Deployment, Up, wait_until
 
-LOCAL = ROOT / "deploy/local.yaml"
 PROMPTS = ["What is 17 + 25?", "What is the capital of France?", "Sort 5 2 9 1.", "Say nothing."]
-
-
-class Up(Deployment):
-    def __init__(self, file=LOCAL, *flags, **options):
-        super().__init__(**options)
-        self.command = [str(MANTA), "up", str(file), "--host", "127.0.0.1", "--port", "0", *map(str, flags)]
-
-    def text(self):
-        return "".join(self.log)
 
 
 def ask(url, model, content, **more):
@@ -60,13 +50,6 @@ def descendants(pid):
             except OSError:
                 continue  # it ended meanwhile
     return [child for child, parent in parents.items() if parent == pid]
-
-
-def wait_until(condition, what, timeout=30):
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 def test_the_local_file_answers_as_one_deployment_would(tmp_path):

@@ -1,0 +1,139 @@
+"""Prefill and decode ranks die, freeze and come back under load, and clients go away: everybody who stayed gets the
+tokens of a quiet day, and afterwards nothing is held any more."""
+
+import asyncio
+import json
+import os
+import pathlib
+import random
+import signal
+
+import httpx
+import pytest
+import yaml
+
+from deployment import LOCAL, Up, metric, wait_until
+
+CONCURRENCY = 64
+SHARED = "A story that many requests begin with, long enough to be more than one block of the cache. " * 6
+
+
+def requests():
+    draw = random.Random(3)
+    for i in range(50):
+        prompt = (SHARED if i % 4 == 0 else "") + " ".join(draw.choice("abcdefgh") * draw.randrange(1, 9) for _ in range(60))
+        yield {"prompt": prompt + str(i), "max_tokens": draw.randrange(1, 64), "temperature": i % 2, "seed": i,
+               "ignore_eos": True, "return_token_ids": True, "stream": True}
+
+
+def write_yaml(folder, connector):
+    file = yaml.safe_load(LOCAL.read_text())
+    for role in ("prefill_config", "decode_config"):
+        config = file["applications"][0]["args"][role]
+        config["engine_kwargs"]["kv_transfer_config"] |= {
+            "kv_connector": connector, "kv_connector_extra_config": {"kv_lease_duration": 1}}
+        config["engine_kwargs"] |= {"max_num_batched_tokens": 256, "rank_deadline_s": 1.5, "block_size": 32}
+        config["runtime_env"] = {"env_vars": {"VLLM_NIXL_ABORT_REQUEST_TIMEOUT": "2"}}
+    path = folder / "pd.yaml"
+    path.write_text(yaml.safe_dump(file))
+    return path
+
+
+async def ask(client, body, leave_after=None):
+    """The tokens; None for a client that left after so many events."""
+    tokens, events = [], 0
+    async with client.stream("POST", "/v1/completions", json=body) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        async for line in answer.aiter_lines():
+            if line == "data: [DONE]":
+                return tokens
+            if not line.startswith("data: "):
+                continue
+            chunk = json.loads(line[6:])
+            assert "error" not in chunk, chunk
+            tokens += (chunk["choices"][0].get("token_ids") or []) if chunk["choices"] else []
+            events += 1
+            if leave_after is not None and events >= leave_after:
+                return None
+    raise AssertionError(f"the stream of {body['prompt'][:40]!r} ended after {len(tokens)} tokens")
+
+
+async def faults(up, done, draw):
+    """One at a time, a second or so apart: a rank of either kind killed, or stopped for longer than a lease."""
+    kinds = [(role, kind) for role in ("prefill", "decode") for kind in ("kill", "stop", "stop past the lease")]
+    count = 0
+    while not done.is_set():
+        role, kind = kinds[count % len(kinds)]
+        pid = draw.choice([p for p in up.children("engine") if f"--role\0{role}" in command_of(p)])
+        if kind == "kill":
+            os.kill(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(0.3 if kind == "stop" else 2.2)  # how long the fault lasts
+            try:
+                os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                pass  # it was replaced
+        count += 1
+        await asyncio.sleep(draw.uniform(0.5, 1.5))
+    return count
+
+
+def command_of(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+async def under_faults(up, bodies, expected, n):
+    draw = random.Random(7)
+    done, room = asyncio.Event(), asyncio.Semaphore(CONCURRENCY)
+    different = []
+
+    async def one(client, i):
+        body = bodies[i % len(bodies)]
+        leave_after = draw.randrange(0, 20) + 1 if draw.random() < 0.2 else None
+        async with room:
+            tokens = await ask(client, body, leave_after)
+        if tokens is not None and tokens != expected[i % len(bodies)]:
+            different.append((i, tokens))
+
+    async with httpx.AsyncClient(base_url=up.url, timeout=300, limits=httpx.Limits(max_connections=None)) as client:
+        trouble = asyncio.create_task(faults(up, done, draw))
+        await asyncio.gather(*(one(client, i) for i in range(n)))
+        done.set()
+        num_faults = await trouble
+    assert not different, f"{len(different)} of {n} differ, first {different[0]}"
+    return num_faults
+
+
+def descriptors(up):
+    kinds = ("engine", "api", "router", "coordinator")
+    return {kind: sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in up.children(kind)) for kind in kinds}
+
+
+def nothing_is_held(url):
+    names = ("manta_kv_leases", "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+    return all(metric(url, name) == 0 for name in names)
+
+
+@pytest.mark.parametrize("connector", ["SharedMemoryConnector", "NixlConnector"])
+@pytest.mark.parametrize("n", [150, pytest.param(2000, marks=pytest.mark.slow)])
+def test_nothing_is_lost(tmp_path, connector, n):
+    bodies = list(requests())
+    with Up(write_yaml(tmp_path, connector)) as up:
+
+        async def quiet():
+            async with httpx.AsyncClient(base_url=up.url, timeout=300) as client:
+                return [await ask(client, body) for body in bodies]
+
+        expected = asyncio.run(quiet())
+        before = descriptors(up)
+        num_faults = asyncio.run(under_faults(up, bodies, expected, n))
+        assert num_faults > 0
+        wait_until(lambda: httpx.get(up.url + "/health").status_code == 200, "all ranks are back")
+        wait_until(lambda: nothing_is_held(up.url), "blocks, leases and requests are given back")
+        assert asyncio.run(quiet()) == expected
+        wait_until(lambda: descriptors(up)["api"] <= before["api"] + 8, "sockets are closed")
+        assert descriptors(up)["router"] <= before["router"] + 8
