@@ -182,6 +182,125 @@ def test_caches_that_differ_are_named():
         assert "block_size" in answer.text and "32" in answer.text and "16" in answer.text
 
 
+NOBODY = {"remote_engine_id": None, "remote_block_ids": None, "remote_host": None, "remote_port": None}
+
+
+def toy_proxy(body):
+    """vLLM's own, which the routers of others copy."""
+    first = {k: v for k, v in body.items() if k not in ("stream_options", "min_tokens", "min_completion_tokens")}
+    first |= {"stream": False, "max_tokens": 1,
+              "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False, **NOBODY}}
+    if "max_completion_tokens" in first:
+        first["max_completion_tokens"] = 1
+    return first, {"X-Request-Id": "toy-1", "Authorization": "Bearer unused"}
+
+
+def ray_proxy(body):
+    """Ray 2.51's: a deep copy in which three fields are changed, min_tokens and the rest stay."""
+    first = copy.deepcopy(body) | {"max_tokens": 1, "stream": False}
+    first["kv_transfer_params"] = {"do_remote_decode": True, "do_remote_prefill": False, **NOBODY}
+    return first, {}
+
+
+def sidecar(body):
+    """llm-d's, beside decode: both limits are set whether the client gave one or not."""
+    first = {k: v for k, v in body.items() if k != "stream_options"}
+    first |= {"stream": False, "max_tokens": 1, "max_completion_tokens": 1,
+              "kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False, **NOBODY}}
+    return first, {"x-request-id": "llmd-7"}
+
+
+def first_generation(params):
+    """Of vLLM 0.11: no name of the prefill's request, a flat list of blocks."""
+    assert params["remote_block_ids"] and isinstance(params["remote_block_ids"][0], int)
+    return params
+
+
+def later_generation(params):
+    """Of later versions: a list of blocks for each group of layers, more keys."""
+    return params | {"remote_block_ids": [params["remote_block_ids"]], "transfer_mode": "pull",
+                     "remote_blocks_expiry_time": 1e12, "remote_registration_generation": 1}
+
+
+PROXIES = {"vLLM's toy proxy": (toy_proxy, first_generation), "vllm-router": (toy_proxy, later_generation),
+           "Ray": (ray_proxy, first_generation), "llm-d": (sidecar, later_generation)}
+CLIENTS = [
+    ("/v1/completions", {"prompt": PROMPTS[3], "max_tokens": 20, "temperature": 0}),
+    ("/v1/completions", {"prompt": PROMPTS[2], "max_tokens": 20, "temperature": 1.0, "seed": 4, "n": 2, "min_tokens": 3}),
+    ("/v1/completions", {"prompt": list(range(20, 90)), "max_tokens": 8, "temperature": 0, "ignore_eos": True}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "What is 17 + 25?"}], "temperature": 0,
+                              "max_completion_tokens": 16}),
+]
+
+
+def stream_text(url, path, body, headers):
+    """By choice, from a stream that must end well and say how many tokens it was."""
+    texts, usage = {}, None
+    with httpx.stream("POST", url + path, json=body, headers=headers, timeout=60) as response:
+        assert response.status_code == 200, response.read()
+        for line in response.iter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            chunk = json.loads(line[6:])
+            usage = chunk.get("usage") or usage
+            for choice in chunk["choices"]:
+                text = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
+                texts[choice["index"]] = texts.get(choice["index"], "") + text
+    assert usage
+    return [texts[i] for i in sorted(texts)]
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_proxies_of_others_can_drive_it(proxy):
+    make_prefill, as_passed_on = PROXIES[proxy]
+    with pair("NixlConnector") as (prefill, decode):
+        for path, body in CLIENTS:
+            expected = texts(post(decode.url, path, body))
+            before = metric(decode.url, "manta_kv_transfer_bytes_total", side="received")
+            first, headers = make_prefill(body)
+            answer = post(prefill.url, path, first, headers)
+            params = as_passed_on(answer["kv_transfer_params"])
+            if "X-Request-Id" in headers:
+                assert answer["id"].endswith(headers["X-Request-Id"])
+            streamed = {**body, "stream": True, "stream_options": {"include_usage": True}, "kv_transfer_params": params}
+            assert stream_text(decode.url, path, streamed, headers) == expected
+            wait_until(lambda: metric(decode.url, "manta_kv_transfer_bytes_total", side="received") > before, "rows cross")
+        assert metric(decode.url, "vllm:nixl_num_failed_transfers_total") == 0
+        no_lease_is_left(prefill)
+
+
+def bench_flags(*children):
+    bench = {"kv_connector": "DecodeBenchConnector", "kv_role": "kv_both",
+             "kv_connector_extra_config": {"fill_mean": 0.015, "fill_std": 0.0}}
+    config = bench if not children else {"kv_connector": "MultiConnector", "kv_role": "kv_both",
+                                         "kv_connector_extra_config": {"connectors": [*children, bench]}}
+    return ["--kv-transfer-config", json.dumps(config), "--block-size", 16, "--max-num-batched-tokens", 64,
+            "--max-num-seqs", 32, "--no-enable-prefix-caching"]
+
+
+def made_up(deployment, first):
+    prompt = [first + i % 300 for i in range(2999)] + [77]
+    body = {"prompt": prompt, "max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    return post(deployment.url, "/v1/completions", body)["choices"][0]["token_ids"]
+
+
+def test_decode_bench_needs_no_prefill():
+    """With constant rows the answer hangs on the last token alone."""
+    with Deployment(*bench_flags()) as bench:
+        assert made_up(bench, 10) == made_up(bench, 50)
+
+
+def test_both_connectors_in_one():
+    nixl = {"kv_connector": "NixlConnector", "kv_role": "kv_both"}
+    with Deployment(*flags("NixlConnector", "kv_producer"), env=SIDE) as prefill, \
+            Deployment(*bench_flags(nixl), env=SIDE) as decode, Deployment("--block-size", 16) as colocated:
+        assert made_up(decode, 10) == made_up(decode, 50)
+        body = {"prompt": PROMPTS[3], "max_tokens": 24, "temperature": 0}
+        assert texts(two_calls(prefill, decode, body)) == texts(post(colocated.url, "/v1/completions", body))
+        assert metric(decode.url, "manta_kv_transfer_bytes_total", side="received") > 0
+        no_lease_is_left(prefill)
+
+
 def test_params_are_checked():
     with pair("SharedMemoryConnector") as (prefill, decode):
         def refused(deployment, params):

@@ -38,7 +38,11 @@ Problem read_fields(Json root, std::span<const Field<R>> own, R& request) {
 }
 
 // Rules that see more than one field.
-Problem check_shared(const GenerateRequest& request) {
+Problem check_shared(GenerateRequest& request) {
+  if (request.only_prefills) {  // a proxy's copy of its client's request; some leave in it what belongs to the answer
+    if (!request.stream) request.stream_options.reset();
+    request.min_tokens = std::min(request.min_tokens, request.max_tokens.value_or(request.min_tokens));
+  }
   if (request.stream_options && !request.stream) {
     return bad_value("stream_options", "Stream options can only be defined when `stream=True`.");
   }
