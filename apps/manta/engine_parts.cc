@@ -176,6 +176,14 @@ std::string make_summary(const exec::ExecutorInfo& info) {
       .dump();
 }
 
+// With what a router must compare before it sends rows from one engine to another.
+std::string describe(const std::string& connector, const transfer::KvConnectorWorker* worker) {
+  if (worker == nullptr) return "";
+  json out = json::parse(connector);
+  for (const auto& [key, value] : worker->compatibility()) out["compatibility"][key] = value;
+  return out.dump();
+}
+
 // The engine never tokenizes; a grammar needs to know which bytes each token stands for.
 Result<std::unique_ptr<sample::GrammarCompiler>> make_grammar_compiler(const std::string& model_path,
                                                                        const std::string& tokenizer_path,
@@ -220,7 +228,7 @@ Result<EngineParts> make_engine_parts(const Settings& settings, int rank, model:
     return make_grammar_compiler(model, tokenizer, overrides, vocab_size);
   };
   parts.welcome = make_welcome(settings, info, rank);
-  parts.welcome.kv_transfer = connector.description;
+  parts.welcome.kv_transfer = describe(connector.description, kv_worker);
   parts.summary = make_summary(info);
   return parts;
 }

@@ -128,6 +128,8 @@ Result<RolePlan> Planner::read_role(const RoleConfig& config) {
   MANTA_TRY(check_owned_keys(parsed, config.where));
   for (const auto& note : parsed.notes) add_note(note);
   Settings& s = parsed.settings;
+  // Drawn, unless the file wants a certain one: the router hears where each rank listens.
+  if (!parsed.origins.contains("nixl_side_channel_port")) s.nixl_side_channel_port = 0;
   s.model = options_.model.value_or(config.model_source);
   s.served_model_name = {config.model_id};
   if (!options_.model) s.tokenizer = config.tokenizer_source;
@@ -178,12 +180,12 @@ Status Planner::fit_machine() {
   return {};
 }
 
-// Every rank has a side-channel port, counted from its role's first: the roles must not meet on one machine.
+// Ranks count their side-channel ports from their role's first: the roles must not meet on one machine.
 void Planner::separate_ports() {
   int64_t next = 0;
   for (RolePlan& role : out_.roles) {
     Settings& s = role.settings;
-    if (!s.kv_transfer_config.kv_connector) continue;
+    if (!s.kv_transfer_config.kv_connector || s.nixl_side_channel_port == 0) continue;
     s.nixl_side_channel_port = std::max(s.nixl_side_channel_port, next);
     next = s.nixl_side_channel_port + s.data_parallel_size;
   }

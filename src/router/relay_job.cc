@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <ctime>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "api/openai/api_error.h"
@@ -27,22 +26,6 @@ constexpr size_t kMaxHeaderBytes = 64 << 10;  // of a header that is passed on
 
 // Sent on as they came.
 constexpr std::string_view kForwarded[] = {"Authorization", "traceparent", "tracestate"};
-
-nlohmann::json object_from(const std::string& text) {
-  return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-}
-
-// Decode's side of an early pull, from what the prefill rank said of itself. Empty: it has no connector.
-std::string pull_params(const api::RankView& prefill) {
-  const auto remote = object_from(prefill.kv_transfer);
-  if (!remote.is_object() || !remote.contains("engine_id")) return {};
-  return nlohmann::json{{"do_remote_prefill", true},
-                        {"do_remote_decode", false},
-                        {"remote_engine_id", remote["engine_id"]},
-                        {"remote_host", remote.value("host", "")},
-                        {"remote_port", remote.value("port", 0)}}
-      .dump();
-}
 
 }  // namespace
 
@@ -125,7 +108,7 @@ void RelayJob::send() {
     prefill.relayed.prefill_only = true;
     prefill.relayed.data_parallel_rank = prefill_.seat.view().rank;
     request.relayed.transfer_id = transfer_id_;
-    request.relayed.kv_transfer_params = pull_params(prefill_.seat.view());
+    request.relayed.kv_transfer_params = pull_params();
     open(prefill_, std::move(prefill));
   }
   request.relayed.data_parallel_rank = decode_.seat.view().rank;
@@ -145,9 +128,13 @@ bool RelayJob::choose_prefill() {
                                            .rank = {},
                                            .excluded = {}});
   if (!prefill_.seat) return false;
-  if (!pull_params(prefill_.seat.view()).empty()) return true;
+  if (!pull_params().empty()) return true;
   prefill_.seat.leave();
   return false;
+}
+
+const std::string& RelayJob::pull_params() const {
+  return host_.kv_peers().pull_params(prefill_.seat.view().kv_transfer, decode_.seat.view().kv_transfer);
 }
 
 api::RelayRequest RelayJob::make_request() const {

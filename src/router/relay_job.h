@@ -10,6 +10,7 @@
 #include "api/admission.h"
 #include "api/http/message.h"
 #include "api/openai/routed_prompt.h"
+#include "router/kv_peers.h"
 #include "router/pool.h"
 
 namespace manta::router {
@@ -25,6 +26,7 @@ class JobHost {
   virtual ~JobHost() = default;
   virtual Pool& decode() = 0;
   virtual Pool* prefill() = 0;  // null: there are no prefill ranks
+  virtual KvPeers& kv_peers() = 0;
   virtual RouterCounters& counters() = 0;
   virtual std::string draw_id() = 0;
   virtual uint64_t draw_seed() = 0;
@@ -68,6 +70,7 @@ class RelayJob : public std::enable_shared_from_this<RelayJob> {
   bool choose_decode();
   bool choose_prefill();
   void send();
+  const std::string& pull_params() const;  // of the two seats
   api::RelayRequest make_request() const;
   void open(Leg& leg, api::RelayRequest request);
   void wait();

@@ -17,6 +17,7 @@
 #include "api/openai/routed_prompt.h"
 #include "base/log.h"
 #include "router/endpoints.h"
+#include "router/kv_peers.h"
 #include "router/metrics_job.h"
 #include "router/relay_job.h"
 
@@ -56,6 +57,7 @@ class Loop : public JobHost {
 
   Pool& decode() override { return *decode_; }
   Pool* prefill() override { return prefill_.get(); }
+  KvPeers& kv_peers() override { return kv_peers_; }
   RouterCounters& counters() override { return plan_->counters; }
   std::string draw_id() override { return api::random_id(random_); }
   uint64_t draw_seed() override { return random_() >> 1; }
@@ -74,9 +76,23 @@ class Loop : public JobHost {
 
   void on_change() {
     if (!decode_ || (plan_->prefill && !prefill_)) return;  // still being made
-    if (on_complete_ && decode_->ready() && (!prefill_ || prefill_->ready())) std::exchange(on_complete_, nullptr)();
+    if (on_complete_ && decode_->ready() && (!prefill_ || prefill_->ready())) {
+      if (prefill_) compare_caches();
+      std::exchange(on_complete_, nullptr)();
+    }
     if (waiting_.empty() || !decode_->ready()) return;
     for (auto& waiting : std::exchange(waiting_, {})) waiting.retry(false);
+  }
+
+  // What does not fit is said before the first request finds it; ranks that come later are compared when they are used.
+  void compare_caches() {
+    for (const Link* prefill : prefill_->processes()) {
+      for (const Link* decode : decode_->processes()) {
+        for (const auto& from : prefill->views().ranks) {
+          for (const auto& to : decode->views().ranks) kv_peers_.pull_params(from.kv_transfer, to.kv_transfer);
+        }
+      }
+    }
   }
 
   // Whether there is a prefill role at all is decided at the start.
@@ -110,6 +126,7 @@ class Loop : public JobHost {
   std::function<void()> on_complete_;  // null once called
   std::list<Waiting> waiting_;
   std::unique_ptr<Pool> decode_, prefill_;
+  KvPeers kv_peers_;
   std::unique_ptr<EndpointsWatch> watch_;  // null: the endpoints are fixed
 };
 using LoopPtr = std::shared_ptr<Loop>;

@@ -82,6 +82,11 @@ class RunningExchange : public Exchange {
     return {};
   }
 
+  Compatibility compatibility() const override {
+    const std::lock_guard lock(mutex_);
+    return options_.compatibility;
+  }
+
   // The tables change before this returns: a lease that was cancelled is over before the step that comes next writes
   // to its blocks.
   void start(const kv::KvActions& actions) override {
@@ -193,7 +198,7 @@ class RunningExchange : public Exchange {
       }
       case FrameKind::kLeaseCancel: {
         MANTA_ASSIGN(const LeaseCancel m, decode_lease_cancel(frame.payload));
-        leases_.cancel({id, m.pull});
+        leases_.cancel({id, m.pull}, now);
         return {};
       }
       case FrameKind::kHeartbeat: reader.stream->send(FrameKind::kHeartbeat, {}, {}); return {};
@@ -206,7 +211,7 @@ class RunningExchange : public Exchange {
     readers_.erase(id);
     {
       const std::lock_guard lock(mutex_);
-      leases_.connection_gone(id);
+      leases_.connection_gone(id, Clock::now());
     }
     flush();
   }
@@ -238,11 +243,6 @@ class RunningExchange : public Exchange {
           if (!weak.expired()) lose(peer, e.message);
         });
     made.stream->send(FrameKind::kHello, {}, encode(ReaderHello{options_.engine_id, compatibility()}));
-  }
-
-  Compatibility compatibility() {
-    const std::lock_guard lock(mutex_);
-    return options_.compatibility;
   }
 
   void on_owner_frame(const std::string& peer, Owner& owner, const Frame& frame) {
@@ -432,7 +432,7 @@ class RunningExchange : public Exchange {
   uint64_t last_connection_ = 0;
   bool ticking_ = false;
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   LeaseTable leases_;  // under mutex_, as the following
   PullTable pulls_;
   std::vector<RequestId> released_;

@@ -9,6 +9,8 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/ids.h"
 #include "base/result.h"
@@ -36,6 +38,8 @@ class KvConnectorWorker {
   virtual ~KvConnectorWorker() = default;
   // Memory outlives the connector.
   virtual Status register_cache(const kv::CacheGeometry& geometry, std::span<const CacheLayer> layers) = 0;
+  // What a peer's cache must be like to be read, by name; complete once the cache is registered. Empty: it reads none.
+  virtual std::vector<std::pair<std::string, std::string>> compatibility() const { return {}; }
   virtual void start(const kv::KvActions& actions) = 0;  // before the forward pass
   virtual void wait_for_layer(int layer) = 0;            // parked; only for requests that load inside the step
   virtual void layer_done(int layer) = 0;                // its rows are written and may be sent

@@ -17,6 +17,10 @@ void LeaseTable::offer(RequestId request, const std::string& key, std::span<cons
     it = leases_.emplace(request, Lease{}).first;
     it->second.key = key;
     by_key_[key] = request;
+    if (const auto gone = gone_.extract(key)) {
+      it->second.num_expected = gone.mapped().num_expected;
+      it->second.num_ended = gone.mapped().num_ended;
+    }
   }
   Lease& lease = it->second;
   const bool grown = num_tokens > lease.num_tokens || (final && !lease.final);
@@ -93,9 +97,18 @@ void LeaseTable::done(ReaderId reader, uint64_t generation, uint64_t num_bytes) 
   end_reader(reader);
 }
 
-void LeaseTable::cancel(ReaderId reader) {
-  waiting_.erase(reader);
+void LeaseTable::cancel(ReaderId reader, Time now) {
+  if (const auto it = waiting_.find(reader); it != waiting_.end()) give_up_waiting(it, now);
   end_reader(reader);
+}
+
+// Remembered as long as the blocks would be kept for it otherwise: its prefill may still be on its way.
+void LeaseTable::give_up_waiting(std::map<ReaderId, Waiting>::iterator it, Time now) {
+  Gone& gone = gone_[it->second.key];
+  gone.num_expected = std::max(gone.num_expected, it->second.num_readers);
+  ++gone.num_ended;
+  gone.deadline = now + options_.unclaimed;
+  waiting_.erase(it);
 }
 
 void LeaseTable::end_reader(ReaderId reader) {
@@ -115,9 +128,10 @@ void LeaseTable::heard(uint64_t connection, Time now) {
   }
 }
 
-void LeaseTable::connection_gone(uint64_t connection) {
-  const auto of_connection = [connection](const auto& entry) { return entry.first.connection == connection; };
-  std::erase_if(waiting_, of_connection);
+void LeaseTable::connection_gone(uint64_t connection, Time now) {
+  for (auto it = waiting_.lower_bound({connection, 0}); it != waiting_.end() && it->first.connection == connection;) {
+    give_up_waiting(it++, now);
+  }
   std::vector<ReaderId> readers;
   for (const auto& [reader, request] : by_reader_) {
     if (reader.connection == connection) readers.push_back(reader);
@@ -150,8 +164,9 @@ void LeaseTable::advance(Time now) {
     }
     refuse(it->first,
            fmt::format("no prefill of the name {} came within {} ms", it->second.key, options_.rendezvous.count()));
-    it = waiting_.erase(it);
+    give_up_waiting(it++, now);
   }
+  std::erase_if(gone_, [now](const auto& entry) { return entry.second.deadline <= now; });
 }
 
 void LeaseTable::end(Leases::iterator it, const std::string& reason) {

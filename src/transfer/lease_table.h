@@ -63,9 +63,9 @@ class LeaseTable {
   // wait: the prefill may still be on its way; else an unknown key is one whose lease has ended.
   void open(ReaderId reader, const std::string& key, int num_readers, bool wait, Time now);
   void done(ReaderId reader, uint64_t generation, uint64_t num_bytes);  // it has read everything it wants
-  void cancel(ReaderId reader);                                         // it wants nothing any more
+  void cancel(ReaderId reader, Time now);                               // it wants nothing any more
   void heard(uint64_t connection, Time now);                            // it lives
-  void connection_gone(uint64_t connection);
+  void connection_gone(uint64_t connection, Time now);
 
   void advance(Time now);  // expires what is due
 
@@ -73,7 +73,7 @@ class LeaseTable {
   std::vector<LeaseMessage> take_messages() { return std::exchange(messages_, {}); }
   std::vector<RequestId> take_released() { return std::exchange(released_, {}); }  // final, and over: blocks may go
   int num_leases() const { return static_cast<int>(leases_.size()); }
-  bool idle() const { return leases_.empty() && waiting_.empty(); }
+  bool idle() const { return leases_.empty() && waiting_.empty() && gone_.empty(); }
   uint64_t num_expired() const { return num_expired_; }
   uint64_t num_refused() const { return num_refused_; }
   uint64_t bytes_sent() const { return bytes_sent_; }
@@ -95,11 +95,17 @@ class LeaseTable {
     int num_readers = 1;
     Time deadline;
   };
+  struct Gone {
+    int num_expected = 1;
+    int num_ended = 0;
+    Time deadline;
+  };
   using Leases = std::unordered_map<RequestId, Lease>;
 
   void attach(Lease& lease, ReaderId reader, int num_readers, Time now);
   void send_offer(const Lease& lease, ReaderId reader);
   void refuse(ReaderId reader, std::string reason);
+  void give_up_waiting(std::map<ReaderId, Waiting>::iterator it, Time now);
   void end_reader(ReaderId reader);
   void end(Leases::iterator it, const std::string& reason);
 
@@ -108,6 +114,7 @@ class LeaseTable {
   std::unordered_map<std::string, RequestId> by_key_;
   std::map<ReaderId, RequestId> by_reader_;
   std::map<ReaderId, Waiting> waiting_;
+  std::unordered_map<std::string, Gone> gone_;  // by key: readers that left before the prefill was known
   std::vector<LeaseMessage> messages_;
   std::vector<RequestId> released_;
   uint64_t num_expired_ = 0;

@@ -95,6 +95,13 @@ class MultiWorker : public KvConnectorWorker {
     return {};
   }
 
+  std::vector<std::pair<std::string, std::string>> compatibility() const override {
+    for (const auto& child : children_) {
+      if (auto keys = child->compatibility(); !keys.empty()) return keys;  // one pulls at most
+    }
+    return {};
+  }
+
   void start(const kv::KvActions& actions) override {
     if (actions.empty()) return;
     for (size_t i = 0; i < children_.size(); ++i) {

@@ -175,3 +175,12 @@ def test_a_terminal_gets_a_table_redrawn_in_place():
     for name in ("prefill coordinator", "prefill engine 1", "decode engine 3", "decode api", "router"):
         assert re.search(rf"^  {name} +ready\r$", table, re.M), text
     assert "all processes have ended" in text
+
+
+def test_caches_that_do_not_fit_are_named_at_the_start(tmp_path):
+    def change(args, file):
+        args["decode_config"]["engine_kwargs"]["block_size"] = 32
+
+    with Up(write_yaml(tmp_path, change)) as up:
+        assert re.search(r'cache rows do not fit .*: block_size is "64" there and "32" at decode', up.text()), up.text()
+        assert ask(up.url, "tiny-v3", PROMPTS[0])

@@ -210,7 +210,7 @@ class World {
   }
 
   void break_connection() {
-    leases.connection_gone(connection_);
+    leases.connection_gone(connection_, now_);
     ++connection_;
     to_owner_.clear();
     to_reader_.clear();
@@ -242,7 +242,7 @@ class World {
       switch (send.kind) {
         case PullTable::Send::Kind::kOpen: leases.open(reader, send.source.key, 1, true, now_); break;
         case PullTable::Send::Kind::kDone: leases.done(reader, send.generation, send.num_bytes); break;
-        case PullTable::Send::Kind::kCancel: leases.cancel(reader); break;
+        case PullTable::Send::Kind::kCancel: leases.cancel(reader, now_); break;
       }
     } else if (!to_reader_.empty()) {
       const LeaseMessage m = to_reader_.front();
@@ -298,6 +298,32 @@ class World {
   uint64_t connection_ = 1;
   bool asleep_ = false;
 };
+
+// Decode may find everything in its own cache, or lose its client, before the prefill has begun.
+TEST(LeaseTable, AReaderThatLeftBeforeThePrefillCameKeepsNothing) {
+  LeaseTable leases{LeaseOptions{}};
+  const Time now{};
+  const std::vector<BlockId> blocks = {3, 4};
+  const RequestId request{1, 1};
+  leases.open({7, 1}, "name", 2, true, now);
+  leases.open({7, 2}, "name", 2, true, now);
+  leases.cancel({7, 1}, now);
+  leases.offer(request, "name", blocks, 8, true, now);
+  EXPECT_TRUE(leases.take_released().empty());  // the other one reads
+  leases.done({7, 2}, 1, 0);
+  EXPECT_EQ(leases.take_released(), std::vector<RequestId>{request});
+
+  leases.open({7, 3}, "next", 1, true, now);
+  leases.connection_gone(7, now);
+  leases.offer({1, 2}, "next", blocks, 8, true, now);
+  EXPECT_EQ(leases.take_released().size(), 1u);
+  EXPECT_TRUE(leases.idle());
+
+  leases.open({8, 1}, "never", 1, true, now);
+  leases.cancel({8, 1}, now);
+  leases.advance(now + LeaseOptions{}.unclaimed);
+  EXPECT_TRUE(leases.idle());  // not remembered for ever
+}
 
 TEST(LeaseSchedules, NoHistoryGivesAWrongBlock) {
   int received = 0, failed = 0, partial = 0;
