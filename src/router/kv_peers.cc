@@ -28,8 +28,8 @@ std::string difference(const json& prefill, const json& decode) {
 std::string make_params(const std::string& prefill_text, const std::string& decode_text) {
   const json prefill = json::parse(prefill_text, nullptr, /*allow_exceptions=*/false);
   const json decode = json::parse(decode_text, nullptr, /*allow_exceptions=*/false);
-  const bool both_pull = prefill.is_object() && prefill.contains("engine_id") && decode.is_object() &&
-                         decode.contains("engine_id");
+  const bool both_pull =
+      prefill.is_object() && prefill.contains("engine_id") && decode.is_object() && decode.contains("engine_id");
   if (!both_pull) return {};
   const std::string differs =
       difference(prefill.value("compatibility", json::object()), decode.value("compatibility", json::object()));

@@ -8,8 +8,9 @@ namespace manta::router {
 
 class KvPeers {
  public:
-  // Decode's half of an early pull: a JSON object of kv_transfer_params. Empty: one of them has no connector that pulls,
-  // or their caches do not fit, which is logged once with the key that differs. Arguments: RankView::kv_transfer.
+  // Decode's half of an early pull: a JSON object of kv_transfer_params. Empty: one of them has no connector that
+  // pulls, or their caches do not fit, which is logged once with the key that differs. Arguments:
+  // RankView::kv_transfer.
   const std::string& pull_params(const std::string& prefill, const std::string& decode);
 
  private:
