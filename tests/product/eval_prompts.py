@@ -36,7 +36,7 @@ def ask_all(url, requests, concurrency):
 
     async def run():
         room = asyncio.Semaphore(concurrency)
-        limits = httpx.Limits(max_connections=concurrency)
+        limits = httpx.Limits(max_connections=concurrency, keepalive_expiry=1)  # well before the server closes it
         async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
             return await asyncio.gather(*(ask(client, room, *request) for request in requests))
 
