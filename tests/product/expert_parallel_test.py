@@ -14,6 +14,8 @@ import urllib.request
 import pytest
 
 from deployment import Deployment
+from eval_prompts import ask_all, request
+from eval_prompts import prompts as eval_prompts
 
 MAX_TOKENS = 160
 NUM_STREAMS = 64
@@ -98,11 +100,32 @@ def idle(d):
     wait_for(lambda: not any(counter(d, name) for name in names), "requests or blocks stayed behind")
 
 
-def test_same_tokens(expected):
+def test_same_tokens_and_rows_cross_ranks(expected):
     with Deployment(*GROUP) as d:
         assert Streams(d.url, prompts()).texts() == expected
-        assert Streams(d.url, prompts(1)).texts() == expected[:1], "the other ranks only serve their experts"
+        assert counter(d, "manta_ep_dispatch_rows_total") > NUM_STREAMS * MAX_TOKENS
+        assert counter(d, "manta_ep_dispatch_bytes_total") > NUM_STREAMS * MAX_TOKENS * 2 * 256
+        # One request: the other ranks only serve their experts.
+        before = counter(d, "manta_dummy_steps_total")
+        assert Streams(d.url, prompts(1)).texts() == expected[:1]
+        wait_for(lambda: counter(d, "manta_dummy_steps_total") >= before + 3 * (MAX_TOKENS - 1), "dummy steps are counted")
         idle(d)
+
+
+REDUNDANT = ["--enable-eplb", "--eplb-config", '{"num_redundant_experts":4}']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [["-dp", 2], ["-dp", 4], ["-dp", 4, *REDUNDANT]], ids=["DP2", "DP4", "4 redundant"])
+def test_eval_prompts(group):
+    flags = ["--generation-config", "vllm", "--enable-auto-tool-choice", "--tool-call-parser", "deepseek_v3"]
+    asked = [request(line) for line in eval_prompts(600)]
+    with Deployment(*flags) as one:
+        expected = ask_all(one.url, asked, 64)
+    with Deployment(*flags, *group, "--enable-expert-parallel") as d:
+        served = ask_all(d.url, asked, 64)
+        assert counter(d, "manta_ep_dispatch_rows_total") > 0
+    assert [i for i in range(600) if served[i] != expected[i]] == []
 
 
 def test_same_tokens_in_two_microbatches(expected):

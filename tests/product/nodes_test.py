@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from deployment import ROOT, Deployment
+from eval_prompts import prompts, request
 from hosts import two_hosts
 
 # Runs on a host: answers the JSON list of [url, body, headers] on stdin, all at once.
@@ -30,18 +31,15 @@ def ask(host, jobs):
     return json.loads(done.stdout)
 
 
-def prompts(n):
-    with open(ROOT / "tests/golden/eval.jsonl") as lines:
-        return [json.loads(line)["messages"] for _, line in zip(range(n), lines)]
-
-
 def completions(host, url, n, headers=None):
-    jobs = [[url + "/v1/chat/completions",
-             {"messages": p, "temperature": 0, "max_tokens": 24}, headers or {}]
-            for p in prompts(n)]
+    """The token ids for the first n of the eval prompts."""
+    jobs = []
+    for path, body in (request(line, max_tokens=24) for line in prompts(600)[:n]):
+        body.pop("tools", None)
+        jobs.append([url + path, body, headers or {}])
     answers = ask(host, jobs)
     assert {code for code, _ in answers} == {200}, answers[0]
-    return [json.loads(body)["choices"][0]["message"]["content"] for _, body in answers]
+    return [json.loads(body)["choices"][0]["token_ids"] for _, body in answers]
 
 
 def per_engine(host, url, name):
@@ -129,6 +127,18 @@ def test_hybrid(hosts, expected):
             assert sorted(counts) == ranks and min(counts.values()) > 0
             # The header counts from the node's first rank.
             completions(host, node.url, 1, {"X-data-parallel-rank": "1"})
+
+
+@pytest.mark.slow
+def test_all_eval_prompts_with_experts_on_both_hosts(hosts):
+    with Deployment() as one:
+        expected = completions(None, one.url, 600)
+    with nodes(hosts, ["-dp", "4", "-dpl", "2", "--data-parallel-hybrid-lb"],
+               ["-dp", "4", "-dpl", "2", "--data-parallel-start-rank", "2"], ["--enable-expert-parallel"]) as running:
+        for host, node in zip(hosts, running):
+            assert completions(host, node.url, 600) == expected
+            rows = per_engine(host, node.url, "manta_ep_dispatch_rows_total")
+            assert min(rows.values()) > 0
 
 
 def test_external_with_a_coordinator_by_hand(hosts, expected):
