@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 import yaml
-from deployment import LOCAL, MANTA, ROOT, Deployment, Up, wait_until
+from deployment import LOCAL, MANTA, ROOT, Deployment, Up, metric, wait_until
 
 PROMPTS = ["What is 17 + 25?", "What is the capital of France?", "Sort 5 2 9 1.", "Say nothing."]
 
@@ -110,6 +110,15 @@ def test_what_does_not_fit_is_an_error_and_with_the_flag_a_line(tmp_path):
             assert f"{line} -> {used} (" in up.text()
         assert len(up.children("engine")) == 6
         assert ask(up.url, "tiny-v3", PROMPTS[0])
+
+
+def test_the_clusters_file_runs_here_when_shrunk():
+    with Deployment("--served-model-name", "deepseek") as colocated:
+        expected = [ask(colocated.url, "deepseek", p) for p in PROMPTS]
+    with Up(ROOT / "deploy/pd.yaml", "--scale-to-fit", "--model", "models/tiny-v3") as up:
+        assert [ask(up.url, "deepseek", p) for p in PROMPTS] == expected
+        assert metric(up.url, "manta_kv_transfer_bytes_total", role="decode", connector="NixlConnector") > 0
+        assert metric(up.url, "manta_ep_dispatch_rows_total", role="decode") > 0
 
 
 def misspell_section(args, file):
