@@ -1,6 +1,7 @@
 #include "manta/ready.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -8,8 +9,27 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <vector>
+
+#include "base/log.h"
 
 namespace manta {
+
+void warn_of_meaningless_outputs(const Settings& s, const std::string& role) {
+  std::vector<std::string> why;
+  if (!s.moe_routing_simulation_strategy.empty()) {
+    why.push_back(fmt::format("experts are chosen by {} instead of the router", s.moe_routing_simulation_strategy));
+  }
+  if (s.load_format == "dummy") why.emplace_back("the weights are random numbers");
+  const std::string kv =
+      s.kv_transfer_config.kv_connector.value_or("") + s.kv_transfer_config.kv_connector_extra_config.text;
+  if (kv.find("DecodeBenchConnector") != std::string::npos) {
+    why.emplace_back("DecodeBenchConnector makes up the prompts' cache rows");
+  }
+  if (why.empty()) return;
+  spdlog::warn("{}{}OUTPUTS ARE MEANINGLESS: {}. For benches only", role, role.empty() ? "" : ": ",
+               fmt::join(why, ", and "));
+}
 
 void print_api(const std::string& url, const std::string& model) {
   fmt::print("  API          {}/v1\n\ntry it:\n", url);

@@ -1,4 +1,4 @@
-// What is said when everything answers: to the terminal, and to whoever waits for --ready-file.
+// What is said at the start, and when everything answers: to the terminal, and to whoever waits for --ready-file.
 #pragma once
 
 #include <string>
@@ -7,6 +7,9 @@
 #include "base/settings.h"
 
 namespace manta {
+
+// One loud line when the settings make them so; `role` before it, unless empty.
+void warn_of_meaningless_outputs(const Settings& settings, const std::string& role);
 
 // The API's address and a curl line that works.
 void print_api(const std::string& url, const std::string& model);

@@ -132,19 +132,6 @@ void Serve::print_ready() const {
 
 }  // namespace
 
-namespace {
-
-void warn_of_meaningless_outputs(const Settings& s) {
-  std::string why;
-  if (!s.moe_routing_simulation_strategy.empty()) {
-    why = fmt::format("experts are chosen by {} instead of the router", s.moe_routing_simulation_strategy);
-  }
-  if (s.load_format == "dummy") why += std::string(why.empty() ? "" : ", and ") + "the weights are random numbers";
-  if (!why.empty()) spdlog::warn("OUTPUTS ARE MEANINGLESS: {}. For benches only", why);
-}
-
-}  // namespace
-
 int run_serve(const Args& args) {
   const EnvMap env = read_environment();
   const auto parsed = parse_command_line(args, env);
@@ -164,7 +151,7 @@ int run_serve(const Args& args) {
   init_logging("serve", parsed->settings.log_level);
   for (const auto& note : parsed->notes) spdlog::info("{}", note);
   for (const auto& changed : changed_settings(*parsed)) spdlog::info("{}", changed);
-  warn_of_meaningless_outputs(parsed->settings);
+  warn_of_meaningless_outputs(parsed->settings, "");
   if (parsed->settings.device == "cuda") {
     // Said once, here, rather than by every engine that then cannot start.
     if (const Status usable = backend::probe_cuda(); !usable.ok()) {

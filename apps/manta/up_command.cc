@@ -279,6 +279,7 @@ int run_up(const Args& args) {
   }
   for (const auto& note : plan->notes) spdlog::info("{}", note);
   for (const auto& fitted : plan->fitted) fmt::print(stderr, "{}\n", to_string(fitted));
+  for (const auto& role : plan->roles) warn_of_meaningless_outputs(role.settings, role.config.role);
   if (options.print_commands) {
     fmt::print("{}\n", commands(std::move(plan).value()).dump(2));
     return 0;
