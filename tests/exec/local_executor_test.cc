@@ -21,7 +21,7 @@ LocalExecutorOptions tiny(const std::string& device) {
   options.device = device;
   options.max_num_seqs = 1;
   options.max_num_batched_tokens = 2048;
-  options.max_model_len = 2048;
+  options.max_model_len = 4096;
   options.block_size = 16;
   options.num_blocks = 1024;
   return options;
@@ -162,7 +162,7 @@ TEST_P(SameTokens, InTwoMicrobatches) {
 }
 
 TEST_P(SameTokens, WithEverythingAtOnce) {
-  LocalExecutorOptions o = options(16);
+  LocalExecutorOptions o = options(64);
   o.num_speculative_tokens = 1;
   o.max_num_batched_tokens = 40;
   o.max_model_len = longest_ + GetParam().max_tokens;
