@@ -162,9 +162,9 @@ TEST_P(SameTokens, InTwoMicrobatches) {
 }
 
 TEST_P(SameTokens, WithEverythingAtOnce) {
-  LocalExecutorOptions o = options(64);
+  LocalExecutorOptions o = options(256);
   o.num_speculative_tokens = 1;
-  o.max_num_batched_tokens = 40;
+  o.max_num_batched_tokens = 264;
   o.max_model_len = longest_ + GetParam().max_tokens;
   o.block_size = 4;
   o.num_blocks = (o.max_model_len + 3) / 4 + 8;
@@ -193,7 +193,7 @@ TEST(LocalExecutor, RefusesWhatCannotWorkWithTheNumbers) {
   EXPECT_THAT(refusal(options), HasSubstr("max_model_len 5000: must be in [2, 4096]"));
   options = tiny("cpu");
   options.num_blocks = 3;
-  EXPECT_THAT(refusal(options), HasSubstr("cannot hold one request of max_model_len 2048, which needs 128 blocks"));
+  EXPECT_THAT(refusal(options), HasSubstr("cannot hold one request of max_model_len 4096, which needs 256 blocks"));
   options = tiny("cpu");
   options.num_blocks = 0;
   options.cache_bytes = size_t{1} << 50;
