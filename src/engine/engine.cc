@@ -126,6 +126,7 @@ void Engine::add_result(const exec::StepResult& result) {
   note_transfers(result.kv.counters);
   load_.ep_dispatch_rows += result.traffic.rows;
   load_.ep_dispatch_bytes += result.traffic.bytes;
+  note_experts(result.eplb);
 }
 
 void Engine::note_transfers(const kv::TransferCounters& c) {
@@ -135,6 +136,18 @@ void Engine::note_transfers(const kv::TransferCounters& c) {
   load_.num_kv_expired = c.num_expired;
   load_.num_kv_refused = c.num_refused_stale;
   load_.num_kv_leases = c.num_leases;
+}
+
+void Engine::note_experts(const exec::EplbCounts& counts) {
+  load_.num_eplb_rearrangements = counts.num_rearrangements;
+  if (counts.window == experts_seen_) return;
+  experts_seen_ = counts.window;
+  ExpertReport report;
+  report.num_layers = static_cast<int32_t>(counts.window->balancedness.size());
+  report.num_experts = counts.window->num_experts;
+  report.balancedness = counts.window->balancedness;
+  report.tokens = counts.window->tokens;
+  experts_ = std::make_shared<const ExpertReport>(std::move(report));
 }
 
 void Engine::begin_serving() {

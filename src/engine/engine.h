@@ -149,6 +149,7 @@ class Engine {
   void begin_serving();
   void add_result(const exec::StepResult& result);
   void note_transfers(const kv::TransferCounters& counters);
+  void note_experts(const exec::EplbCounts& counts);
 
   // engine_group.cc
   bool in_group() const { return executor_->info().ep_peer.has_value(); }
@@ -186,7 +187,8 @@ class Engine {
   };
   std::unordered_map<RequestId, Beginning> beginnings_;
   Load load_;
-  std::shared_ptr<const ExpertReport> experts_;  // of load balancing's last window
+  std::shared_ptr<const exec::EplbWindow> experts_seen_;  // that experts_ is made of
+  std::shared_ptr<const ExpertReport> experts_;           // of load balancing's last window
   bool idle_announced_ = true;
   bool serving_ = false;
 

@@ -182,6 +182,7 @@ Status Engine::collect_group_step(exec::Deadline deadline, bool& ready) {
     note_transfers(result->kv.counters);
     load_.ep_dispatch_rows += result->traffic.rows;
     load_.ep_dispatch_bytes += result->traffic.bytes;
+    note_experts(result->eplb);
     idle_announced_ = false;  // front-ends hear of it with the last word of this busy period
     events = scheduler_->transferred(result->kv);
   } else {

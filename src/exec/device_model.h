@@ -88,7 +88,7 @@ class DeviceModel {
   // As Executor::form_group() and abort().
   Status form_group(const ep::EpTopology& topology);
   void abort(Epoch epoch);
-  const EplbStats& eplb() const { return balancer_ ? balancer_->stats() : no_eplb_; }         // between steps
+  const EplbCounts& eplb() const { return balancer_ ? balancer_->counts() : no_eplb_; }       // between steps
   ep::Traffic traffic() const { return transport_ ? transport_->traffic() : ep::Traffic{}; }  // since it was made
 
  private:
@@ -131,7 +131,7 @@ class DeviceModel {
   std::vector<int> capture_sizes_;
   backend::DeviceMemoryBytes device_memory_;  // before anything was taken
   std::unique_ptr<ExpertBalancer> balancer_;
-  const EplbStats no_eplb_;
+  const EplbCounts no_eplb_;
   std::vector<char> taken_;  // [max_num_seqs] whether the backend has a request in the slot
 };
 

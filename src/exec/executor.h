@@ -37,10 +37,19 @@ struct StepTiming {
   int64_t sample_us = 0;
 };
 
+// What load balancing saw when it last decided: one window of steps, over all ranks of the group, as the placement
+// then spread it.
+struct EplbWindow {
+  int num_experts = 0;               // logical
+  std::vector<double> balancedness;  // by MoE layer: mean over ranks / max over ranks
+  std::vector<uint64_t> tokens;      // [layers, num_experts]: routed to each expert, all replicas together
+};
+
 // EPLB since the rank started.
 struct EplbCounts {
-  uint64_t num_rearrangements = 0;
-  std::vector<double> balancedness;  // by MoE layer, of the last window that was looked at: mean / max over ranks
+  uint64_t num_rearrangements = 0;           // that ran to their end
+  uint64_t num_moved = 0;                    // experts this rank has taken over
+  std::shared_ptr<const EplbWindow> window;  // null before the first decision
 };
 
 struct StepResult {

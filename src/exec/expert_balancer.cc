@@ -79,7 +79,7 @@ Status ExpertBalancer::adopt(const std::vector<int32_t>& physical_to_logical) {
     for (const ep::ExpertMove& move : ep::moves_of(map_, target, layer, exchange_.rank, exchange_.size)) {
       MANTA_ASSIGN(backend::MlpWeights weights, load_(move.layer, move.logical));
       swap_(move.layer, move.slot, std::move(weights));
-      ++stats_.num_moved;
+      ++counts_.num_moved;
     }
     ep::adopt_layer(map_, target, layer);
   }
@@ -109,12 +109,7 @@ Status ExpertBalancer::decide() {
     const std::vector<int64_t> theirs = values_of(bytes);
     for (size_t i = 0; i < theirs.size(); ++i) loads[i / map_.num_logical][i % map_.num_logical] += theirs[i];
   }
-  stats_.balancedness.clear();
-  for (int layer = 0; layer < map_.num_layers; ++layer) {
-    const auto now =
-        std::span(map_.physical_to_logical).subspan(static_cast<size_t>(layer) * map_.num_physical, map_.num_physical);
-    stats_.balancedness.push_back(ep::predicted_balancedness(loads[layer], now, exchange_.size));
-  }
+  note_window(loads);
   MANTA_ASSIGN(ep::EplbPlan plan, ep::plan_placement(loads, map_, shape_, options_.policy));
   const bool moves = ep::worth_moving(plan, options_.min_gain);
   if (exchange_.rank == 0) {
@@ -132,6 +127,18 @@ Status ExpertBalancer::decide() {
   }
   mover_.begin(std::move(by_layer));
   return {};
+}
+
+void ExpertBalancer::note_window(const std::vector<std::vector<int64_t>>& loads) {
+  auto window = std::make_shared<EplbWindow>();
+  window->num_experts = map_.num_logical;
+  for (int layer = 0; layer < map_.num_layers; ++layer) {
+    const auto now =
+        std::span(map_.physical_to_logical).subspan(static_cast<size_t>(layer) * map_.num_physical, map_.num_physical);
+    window->balancedness.push_back(ep::predicted_balancedness(loads[layer], now, exchange_.size));
+    window->tokens.insert(window->tokens.end(), loads[layer].begin(), loads[layer].end());
+  }
+  counts_.window = std::move(window);
 }
 
 // The next layer, once all ranks have packed it. One that cannot pack ends the move everywhere; what is in place stays.
@@ -155,15 +162,15 @@ Status ExpertBalancer::commit_ready_layer() {
   ++num_committed_;
   ++version_;
   if (num_committed_ < layers_.size()) return {};
-  ++stats_.num_rearrangements;
-  if (exchange_.rank == 0) spdlog::info("EPLB: rearrangement {} is complete", stats_.num_rearrangements);
+  ++counts_.num_rearrangements;
+  if (exchange_.rank == 0) spdlog::info("EPLB: rearrangement {} is complete", counts_.num_rearrangements);
   return {};
 }
 
 void ExpertBalancer::put(ExpertMover::Layer layer) {
   for (size_t i = 0; i < layer.moves.size(); ++i) {
     swap_(layer.moves[i].layer, layer.moves[i].slot, std::move(layer.weights[i]));
-    ++stats_.num_moved;
+    ++counts_.num_moved;
   }
 }
 

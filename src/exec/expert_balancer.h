@@ -15,6 +15,7 @@
 #include "ep/eplb/policy.h"
 #include "ep/exchange.h"
 #include "ep/expert_map.h"
+#include "exec/executor.h"
 #include "exec/expert_mover.h"
 
 namespace manta::exec {
@@ -28,13 +29,6 @@ struct EplbOptions {
   bool use_async = true;  // false: the step that decides waits until all has moved
   bool log_balancedness = false;
   int64_t log_interval = 1;  // steps
-};
-
-// What the balancer has done; balancedness is of the window before the last decision, as the placement then spread it.
-struct EplbStats {
-  uint64_t num_rearrangements = 0;   // that ran to their end
-  uint64_t num_moved = 0;            // experts this rank has taken over
-  std::vector<double> balancedness;  // by MoE layer: mean over ranks / max over ranks; empty before the first decision
 };
 
 class ExpertBalancer {
@@ -51,11 +45,12 @@ class ExpertBalancer {
   // A step of the group has ended; loads as the backend counted them. Collective.
   Status step(std::span<const ep::LayerLoad> loads);
 
-  const EplbStats& stats() const { return stats_; }
+  const EplbCounts& counts() const { return counts_; }
 
  private:
   Status log_balancedness(std::span<const ep::LayerLoad> loads);
   Status decide();
+  void note_window(const std::vector<std::vector<int64_t>>& loads);
   Status commit_ready_layer();
   void put(ExpertMover::Layer layer);
   Status adopt(const std::vector<int32_t>& physical_to_logical);
@@ -76,7 +71,7 @@ class ExpertBalancer {
   int64_t version_ = 0;          // layers ever committed
   std::vector<int64_t> logged_;  // [num_layers, size] tokens since the last log line
   int64_t steps_since_log_ = 0;
-  EplbStats stats_;
+  EplbCounts counts_;
 };
 
 }  // namespace manta::exec

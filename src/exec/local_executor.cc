@@ -215,8 +215,7 @@ class LocalExecutor : public Executor {
     t.sample_us = clock.spent_us(Part::kSample);
     t.forward_us = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count() - t.dispatch_us -
                    t.combine_us - t.sample_us;
-    const EplbStats& eplb = model_->eplb();
-    result.eplb = {eplb.num_rearrangements, eplb.balancedness};
+    result.eplb = model_->eplb();
     const ep::Traffic after = model_->traffic();
     result.traffic = {after.rows - before.rows, after.bytes - before.bytes};
     return result;

@@ -5,7 +5,7 @@ import subprocess
 
 import httpx
 
-from deployment import MANTA, Deployment
+from deployment import MANTA, Deployment, metric, wait_until
 
 WHO = {"role", "rank", "pid", "host", "state", "epoch"}
 COUNTERS = {"manta_ep_dispatch_rows_total", "manta_ep_dispatch_bytes_total", "manta_dummy_steps_total",
@@ -34,6 +34,30 @@ def test_ranks_of_a_deployment():
         assert sum(r["counters"]["manta_ep_dispatch_rows_total"] for r in ranks) > 0
         table = status(d.url)
         assert table.returncode == 0 and len(table.stdout.splitlines()) == 4, table.stdout
+
+
+def test_load_balancing_and_microbatches_are_counted():
+    eplb = json.dumps({"step_interval": 8, "window_size": 8, "num_redundant_experts": 4})
+    with Deployment("-dp", 2, "--enable-expert-parallel", "--enable-eplb", "--eplb-config", eplb, "--enable-dbo",
+                    "--dbo-decode-token-threshold", 2, "--dbo-prefill-token-threshold", 2) as d:
+        body = {"prompt": [[i, i + 7, i + 9] for i in range(16, 32)], "max_tokens": 64, "ignore_eos": True}
+        assert httpx.post(d.url + "/v1/completions", json=body, timeout=60).status_code == 200
+        one = {"prompt": [5, 6, 7], "max_tokens": 8, "ignore_eos": True}
+        assert httpx.post(d.url + "/v1/completions", json=one, timeout=60).status_code == 200
+        wait_until(lambda: metric(d.url, "manta_eplb_balancedness") > 0, "a window of expert load")
+        metrics = httpx.get(d.url + "/metrics").text.splitlines()
+        layers = {line.split("{")[1].split("}")[0]: float(line.rsplit(" ", 1)[1]) for line in metrics
+                  if line.startswith("manta_eplb_balancedness{")}
+        assert all(0 < value <= 1 for value in layers.values())
+        for rank in (0, 1):
+            assert metric(d.url, "manta_eplb_rearrangements_total", engine=rank) > 0
+        for result in ("split", "below_threshold"):
+            assert metric(d.url, "manta_dbo_steps_total", result=result) > 0
+        told = json.loads(status(d.url, "--json").stdout)
+        experts = told["experts"]
+        assert len(experts["balancedness"]) * 2 == len(layers), "both ranks tell of every layer"
+        assert len(experts["tokens"]) == experts["num_layers"] * experts["num_experts"] and sum(experts["tokens"]) > 0
+        assert all(r["counters"]["manta_eplb_rearrangements_total"] > 0 for r in told["ranks"])
 
 
 def test_nobody_there_is_said():
