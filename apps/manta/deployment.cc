@@ -170,7 +170,7 @@ void Deployment::on_membership(const cluster::Membership& membership) {
   for (const auto& departure : membership.departures) {
     const bool ours = departure.host == host_name() && departure.rank >= plan_.first_rank &&
                       departure.rank < plan_.first_rank + plan_.num_ranks;
-    if (ours && departure.role == cluster::Role::kEngine) supervisor_->put_out(departure.pid);
+    if (ours && departure.role == cluster::Role::kEngine) supervisor_->put_out(departure.pid, departure.why);
   }
   // Engines without the head's API, or with a share of experts that the head's ranks need no more, have no work left.
   const bool needs_head = settings().headless || expert_group_size(settings()) > 0;

@@ -49,10 +49,10 @@ class Supervisor::Core : public std::enable_shared_from_this<Supervisor::Core> {
     stop_next();
   }
 
-  bool put_out(pid_t pid) {
+  bool put_out(pid_t pid, const std::string& why) {
     for (auto& [name, entry] : entries_) {
       if (!entry.child || entry.child->pid() != pid) continue;
-      spdlog::warn("{} (pid {}) is stuck: killed", name, pid);
+      entry.put_out_why = why;
       entry.child->signal(SIGKILL);
       return true;
     }
@@ -73,6 +73,7 @@ class Supervisor::Core : public std::enable_shared_from_this<Supervisor::Core> {
     std::unique_ptr<Child> child;  // null while it does not run
     std::unique_ptr<asio::steady_timer> restart_timer;
     std::deque<Clock::time_point> deaths;
+    std::string put_out_why;  // of the child that runs
     bool asked_to_stop = false;
   };
 
@@ -96,7 +97,10 @@ class Supervisor::Core : public std::enable_shared_from_this<Supervisor::Core> {
     const pid_t pid = entry.child->pid();
     entry.child = nullptr;
     if (stopping_) return stop_next();
-    spdlog::error("{} (pid {}) ended: {}", entry.plan.name, pid, describe_exit(wait_status));
+    // Whether it was dead before it was killed nobody can say; the reason tells a stuck one from one that had gone.
+    const std::string why = std::exchange(entry.put_out_why, {});
+    spdlog::error("{} (pid {}) ended: {}{}", entry.plan.name, pid, describe_exit(wait_status),
+                  why.empty() ? "" : fmt::format("; it was put out: {}", why));
     if (WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == kExitBadConfiguration) {
       return give_up(entry, "its configuration is wrong, see its last lines above");
     }
@@ -169,8 +173,8 @@ Status Supervisor::start(ChildPlan plan) {
 void Supervisor::stop(std::chrono::milliseconds patience, std::function<void()> done) {
   core_->stop(patience, std::move(done));
 }
-bool Supervisor::put_out(pid_t pid) {
-  return core_->put_out(pid);
+bool Supervisor::put_out(pid_t pid, const std::string& why) {
+  return core_->put_out(pid, why);
 }
 
 }  // namespace manta::cluster

@@ -48,8 +48,9 @@ class Supervisor {
   Status start(ChildPlan plan);
   // SIGTERM, in stop_order; whoever has not ended `patience` later is killed. done runs when all are gone.
   void stop(std::chrono::milliseconds patience, std::function<void()> done);
-  // A stuck child: kill it; it is restarted like one that died. False when no child has this pid.
-  bool put_out(pid_t pid);
+  // The deployment goes on without this child, for the reason `why` (Departure::why): kill it if it still runs; it is
+  // restarted like one that died. False when no child has this pid.
+  bool put_out(pid_t pid, const std::string& why);
 
  private:
   class Core;
