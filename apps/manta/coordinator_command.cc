@@ -14,9 +14,9 @@ namespace manta {
 namespace {
 
 constexpr const char* kHelp =
-    "manta coordinator --listen tcp:HOST:PORT [--rank-deadline-s S] [--step-deadline-s S]: the membership process of "
-    "a\n"
-    "deployment whose nodes are started with --coordinator tcp:HOST:PORT. Other options of manta serve are not "
+    "manta coordinator --listen tcp:HOST:PORT [--rank-deadline-s S] [--step-deadline-s S] [--shrink-after-s S]:\n"
+    "the membership process of a deployment whose nodes are started with --coordinator tcp:HOST:PORT. Other options of "
+    "manta serve are not "
     "needed:\n"
     "what the nodes must have in common, the first one brings.\n";
 
@@ -30,6 +30,7 @@ cluster::Deadlines deadlines_from(const Settings& settings) {
   cluster::Deadlines deadlines;
   deadlines.rank = ms(settings.rank_deadline_s);
   deadlines.step = ms(settings.step_deadline_s);
+  deadlines.shrink = ms(settings.shrink_after_s);
   return deadlines;
 }
 

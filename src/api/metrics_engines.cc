@@ -56,6 +56,8 @@ constexpr EngineFamily kEngineFamilies[] = {
      [](const engine::EngineView& e) { return static_cast<double>(e.load.ep_dispatch_bytes); }},
     {"manta_eplb_rearrangements_total", "counter", "Times that experts were placed anew.",
      [](const engine::EngineView& e) { return static_cast<double>(e.load.num_eplb_rearrangements); }},
+    {"manta_ep_group_ranks", "gauge", "Ranks of the expert-parallel group that the engine is in; 0 while it waits.",
+     [](const engine::EngineView& e) { return static_cast<double>(e.load.group_size); }},
     {"manta_membership_epoch", "gauge", "Epoch of the group that the engine is in.",
      [](const engine::EngineView& e) { return static_cast<double>(e.epoch); }},
     {"manta_engine_up", "gauge", "1 while the engine takes requests.",

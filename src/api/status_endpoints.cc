@@ -42,6 +42,7 @@ void write_counters(JsonWriter& json, const LoopContext& context, const engine::
   number("manta_ep_dispatch_rows_total", load.ep_dispatch_rows);
   number("manta_ep_dispatch_bytes_total", load.ep_dispatch_bytes);
   number("manta_eplb_rearrangements_total", load.num_eplb_rearrangements);
+  number("manta_ep_group_ranks", load.group_size);
   number("manta_membership_epoch", engine.epoch);
   number("manta_routing_simulated", !context.settings.moe_routing_simulation_strategy.empty());
   number("vllm:prompt_tokens_total", load.num_prompt_tokens);

@@ -1,5 +1,6 @@
 // What the ranks of a lock-step group do next: every rank votes for a step, one decision goes back to all. The whole
-// protocol, without sockets or clocks. O(1) per vote, O(ranks) per decision.
+// protocol, without sockets or clocks. O(1) per vote, O(ranks) per decision. Ranks here are places in the group, from
+// 0.
 //
 //   running   somebody has work: the step is decided as soon as every rank has voted
 //   paused    every rank has voted and nobody has work: the decision is withheld, and that is all the ranks notice.

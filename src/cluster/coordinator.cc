@@ -1,5 +1,9 @@
 #include "cluster/coordinator.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <map>
@@ -62,7 +66,7 @@ class CoordinatorServer : public Coordinator {
   void on_vote(MemberId id, Connection& c, const Frame& frame) {
     const auto vote = decode_vote(frame.payload);
     if (!vote.ok()) return c.stream->close(vote.error().message);
-    const auto outcome = agreement_.vote(roster_.rank_of(id), frame.epoch, *vote);
+    const auto outcome = agreement_.vote(place_of(roster_.rank_of(id)), frame.epoch, *vote);
     if (!outcome.ok()) return c.stream->close(outcome.error().message);
     if (*outcome == Agreement::Outcome::kStale) send_membership(c);
     if (*outcome == Agreement::Outcome::kDecided) send_decision();
@@ -70,25 +74,42 @@ class CoordinatorServer : public Coordinator {
 
   void send_decision() {
     std::string payloads[2];  // by whether the rank's work is counted
-    for (const auto& [rank, stream] : by_rank_) {
-      const Decision decision = agreement_.decision_for(rank);
+    for (size_t place = 0; place < voters_.size(); ++place) {
+      const Decision decision = agreement_.decision_for(static_cast<int>(place));
       std::string& payload = payloads[decision.counted];
       if (payload.empty()) payload = encode(decision);
-      stream->send_now(FrameKind::kDecision, roster_.epoch(), payload);
+      voters_[place]->send_now(FrameKind::kDecision, roster_.epoch(), payload);
     }
   }
 
-  // Follows the roster: a complete group votes, at the roster's epoch.
+  // Follows the roster: its group votes, at the roster's epoch.
   void follow_roster() {
-    if (options_.group_size == 0) return;
-    if (!roster_.complete(options_.group_size)) return agreement_.dissolve();
-    if (agreement_.epoch() == roster_.epoch()) return;
-    agreement_.reset(roster_.epoch(), options_.group_size);
-    by_rank_.clear();
+    const auto& group = roster_.group();
+    if (group.empty()) return agreement_.dissolve();
+    if (agreement_.formed() && agreement_.epoch() == roster_.epoch()) return;
+    agreement_.reset(roster_.epoch(), static_cast<int>(group.size()));
+    voters_.assign(group.size(), nullptr);
     for (const auto& [id, c] : connections_) {
-      if (const int rank = roster_.rank_of(id); rank >= 0) by_rank_[rank] = c.stream;
+      if (const int place = place_of(roster_.rank_of(id)); place >= 0) voters_[place] = c.stream;
     }
-    spdlog::info("all {} ranks are there: the group is at epoch {}", options_.group_size, roster_.epoch().value);
+    if (static_cast<int>(group.size()) == options_.group_size) {
+      spdlog::info("all {} ranks are there: the group is at epoch {}", options_.group_size, roster_.epoch().value);
+    } else {
+      spdlog::warn("the group goes on at epoch {} with {} of {} ranks: {}", roster_.epoch().value, group.size(),
+                   options_.group_size, fmt::join(group, ", "));
+    }
+  }
+
+  int place_of(int rank) const {
+    const auto& group = roster_.group();
+    const auto it = std::find(group.begin(), group.end(), rank);
+    return it == group.end() ? -1 : static_cast<int>(it - group.begin());
+  }
+
+  std::vector<int> owing_ranks() const {
+    std::vector<int> ranks = agreement_.owing();
+    for (int& rank : ranks) rank = roster_.group()[rank];
+    return ranks;
   }
 
   void on_join(MemberId id, const Frame& frame) {
@@ -107,6 +128,7 @@ class CoordinatorServer : public Coordinator {
   }
 
   void publish() {
+    if (options_.group_size > 0) roster_.settle_group(options_.group_size, now());
     if (!roster_.take_changed()) return;
     follow_roster();
     last_ = roster_.membership();
@@ -123,7 +145,7 @@ class CoordinatorServer : public Coordinator {
   void send_membership(Connection& c) { c.stream->send(FrameKind::kMembership, roster_.epoch(), encode(last_)); }
 
   void tick() {
-    for (const MemberId id : roster_.tick(now(), agreement_.owing())) {
+    for (const MemberId id : roster_.tick(now(), owing_ranks())) {
       const auto it = connections_.find(id);
       if (it != connections_.end()) it->second.stream->close("past its deadline");
     }
@@ -141,7 +163,7 @@ class CoordinatorServer : public Coordinator {
   CoordinatorOptions options_;
   Roster roster_;
   Agreement agreement_;
-  std::map<int, FrameConnectionPtr> by_rank_;  // of the group that votes
+  std::vector<FrameConnectionPtr> voters_;  // of the group, by place
   Membership last_;
   std::map<MemberId, Connection> connections_;
   MemberId last_id_ = 0;

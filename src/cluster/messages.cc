@@ -35,7 +35,7 @@ static auto fields(Departure& m) {
   return std::tie(m.role, m.rank, m.pid, m.host, m.why);
 }
 static auto fields(Membership& m) {
-  return std::tie(m.members, m.departures);
+  return std::tie(m.members, m.departures, m.group);
 }
 static auto fields(Refuse& m) {
   return std::tie(m.reason);

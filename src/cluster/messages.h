@@ -104,6 +104,7 @@ struct Departure {
 struct Membership {
   std::vector<Member> members;        // by role, then rank
   std::vector<Departure> departures;  // since the last one
+  std::vector<int32_t> group;         // ranks of the lock-step group at this epoch, ascending; empty: it waits for some
 };
 
 // kRefuse, coordinator -> member.

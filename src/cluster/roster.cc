@@ -85,6 +85,7 @@ void Roster::heartbeat(MemberId id, const Heartbeat& beat, Time now) {
   const GroupPlace before = std::exchange(e.member.group, beat.group);
   changed_ |= before.announced != beat.group.announced || before.epoch != beat.group.epoch;
   if (beat.group.fault_epoch == epoch_.value) {
+    if (missing_since_ != Time::max()) missing_since_ = now;  // the next try without that rank can wait
     start_over(now, fmt::format("a step failed at {}; its log says why", describe(e.member)));
   }
 }
@@ -104,12 +105,23 @@ void Roster::remove(std::map<MemberId, Entry>::iterator it, const std::string& w
   changed_ = true;
 }
 
-bool Roster::complete(int size) const {
-  int num_announced = 0;
+void Roster::settle_group(int size, Time now) {
+  std::vector<int32_t> there;
   for (const auto& [id, e] : entries_) {
-    num_announced += e.member.role == Role::kEngine && e.member.group.announced && e.member.rank < size;
+    if (e.member.role == Role::kEngine && e.member.group.announced && e.member.rank < size) {
+      there.push_back(e.member.rank);
+    }
   }
-  return size > 0 && num_announced == size;
+  std::sort(there.begin(), there.end());
+  const bool whole = static_cast<int>(there.size()) == size;
+  was_whole_ |= whole;
+  missing_since_ = whole ? Time::max() : std::min(missing_since_, now);
+  const bool shrinks = was_whole_ && deadlines_.shrink.count() > 0 && now - missing_since_ >= deadlines_.shrink;
+  if (!whole && !shrinks) there.clear();
+  if (there == group_) return;
+  if (!group_.empty()) ++epoch_.value;
+  group_ = std::move(there);
+  changed_ = true;
 }
 
 int Roster::rank_of(MemberId id) const {
@@ -151,6 +163,9 @@ std::vector<MemberId> Roster::tick(Time now, const std::vector<int>& owing) {
     } else if (now - e.last_heartbeat >= deadlines_.suspect && e.member.state != State::kSuspect) {
       e.member.state = State::kSuspect;
       changed_ = true;
+      spdlog::warn("{}: no heartbeat for {:.1f} s; it is waited for until {:.1f} s; last seen at {}",
+                   describe(e.member), seconds(now - e.last_heartbeat), seconds(deadlines_.rank),
+                   describe(e.member.where));
     }
   }
   if (waited_long && !out.empty()) forgive(now);
@@ -177,6 +192,7 @@ bool Roster::take_changed() {
 
 Membership Roster::membership() {
   Membership m;
+  m.group = group_;
   for (const auto& [id, e] : entries_) m.members.push_back(e.member);
   std::sort(m.members.begin(), m.members.end(),
             [](const Member& a, const Member& b) { return std::pair(a.role, a.rank) < std::pair(b.role, b.rank); });

@@ -21,6 +21,7 @@ struct Deadlines {
   std::chrono::milliseconds suspect{1000};  // without heartbeat: nothing new
   std::chrono::milliseconds rank{5000};     // without heartbeat: gone
   std::chrono::milliseconds step{60000};    // busy, heartbeat, but the stage counter stands still: gone
+  std::chrono::milliseconds shrink{1000};   // a lock-step group lacks a rank: the others go on; 0: they wait for it
 };
 
 class Roster {
@@ -42,8 +43,11 @@ class Roster {
   std::vector<MemberId> tick(Time now, const std::vector<int>& owing = {});
 
   Epoch epoch() const { return epoch_; }
-  // Every rank of a group of `size` is there and has announced its place: the group can form at this epoch.
-  bool complete(int size) const;
+  // Decides who is in the lock-step group at this epoch: all `size` ranks, once each has announced its place; of a
+  // group that was whole before, those that are there, when the others have been missing for Deadlines::shrink. Nobody
+  // in between. An epoch has one group: another one begins another epoch.
+  void settle_group(int size, Time now);
+  const std::vector<int32_t>& group() const { return group_; }  // ranks, ascending; empty: it cannot form
   // The engine behind a connection; -1: not an engine of the group.
   int rank_of(MemberId id) const;
   // True once after anything members must hear of. Load figures alone do not count.
@@ -72,6 +76,9 @@ class Roster {
   bool fixed_config_;
   Config shared_config_;
   std::vector<Departure> departures_;
+  std::vector<int32_t> group_;
+  bool was_whole_ = false;            // all ranks of the group were there
+  Time missing_since_ = Time::max();  // one of them is not
 };
 
 }  // namespace manta::cluster

@@ -354,6 +354,7 @@ void Engine::publish_snapshot() {
   load_.num_drafts = stats.num_draft_tokens;
   load_.num_accepted_drafts = stats.num_accepted_draft_tokens;
   load_.group_epoch = voter_.epoch().value;
+  load_.group_size = voter_.formed() ? static_cast<uint64_t>(group_size_) : 0;
   const std::lock_guard lock(mutex_);
   snapshot_.load = load_;
   snapshot_.busy = !in_flight_.empty();

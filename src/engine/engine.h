@@ -52,7 +52,7 @@ struct EngineOptions {
 // What the coordinator last said about this rank's group.
 struct GroupState {
   Epoch epoch;
-  bool complete = false;  // every rank is there; the group can form
+  bool complete = false;  // the group of `topology` can form, and this rank is one of it
   bool draining = false;  // every rank that is there drains
   ep::EpTopology topology;
 };
@@ -196,6 +196,7 @@ class Engine {
   GroupLink group_link_;
   GroupState group_;
   StepVoter voter_;
+  int group_size_ = 0;                                               // ranks of the group it is in
   std::optional<sched::StepPlan> planned_;                           // waits for its decision
   std::optional<std::chrono::steady_clock::time_point> planned_at_;  // and nothing else runs since then
   uint64_t fault_epoch_ = 0;                                         // see cluster::GroupPlace

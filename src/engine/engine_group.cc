@@ -114,7 +114,9 @@ Status Engine::form_group() {
     return {};
   }
   voter_.form(group_.epoch);
-  spdlog::info("rank {} of {}: in the group of epoch {}", options_.rank, group_.topology.size, group_.epoch.value);
+  group_size_ = group_.topology.size;
+  spdlog::info("rank {}: in the group of epoch {}, of {} ranks", options_.rank, group_.epoch.value,
+               group_.topology.size);
   begin_serving();
   publish_snapshot();
   group_link_.changed();

@@ -56,9 +56,9 @@ static auto fields(Load& m) {
                   m.num_generation_tokens, m.num_preemptions, m.prefix_cache_queries, m.prefix_cache_hits, m.num_drafts,
                   m.num_accepted_drafts, m.kv_bytes_received, m.kv_bytes_sent, m.num_kv_failed, m.num_kv_expired,
                   m.num_kv_refused, m.num_kv_leases, m.num_steps, m.schedule_us, m.forward_us, m.dispatch_us,
-                  m.combine_us, m.sample_us, m.group_epoch, m.num_dummy_steps, m.agree_wait_us, m.num_aborted_steps,
-                  m.ep_dispatch_rows, m.ep_dispatch_bytes, m.dbo_split_steps, m.dbo_vote_failed_steps,
-                  m.dbo_below_threshold_steps, m.num_eplb_rearrangements);
+                  m.combine_us, m.sample_us, m.group_epoch, m.group_size, m.num_dummy_steps, m.agree_wait_us,
+                  m.num_aborted_steps, m.ep_dispatch_rows, m.ep_dispatch_bytes, m.dbo_split_steps,
+                  m.dbo_vote_failed_steps, m.dbo_below_threshold_steps, m.num_eplb_rearrangements);
 }
 static auto fields(Outputs& m) {
   return std::tie(m.step, m.load, m.requests);

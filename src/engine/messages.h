@@ -103,6 +103,7 @@ struct Load {
   uint64_t sample_us = 0;
   // Of expert-parallel ranks; else 0. num_steps has the real steps only, and so have the times.
   uint64_t group_epoch = 0;            // of the group it is in; 0 while it waits for one
+  uint64_t group_size = 0;             // ranks of that group
   uint64_t num_dummy_steps = 0;        // took part without rows of its own, so that the others' collectives find it
   uint64_t agree_wait_us = 0;          // time in which the device stood still for a decision of the group
   uint64_t num_aborted_steps = 0;      // of a group that fell apart; their requests are computed again

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <unistd.h>
+#include <algorithm>
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
@@ -135,20 +136,23 @@ class EngineServer : public Server {
     }
   }
 
-  // The group this rank is, or will be, in: complete when every rank has announced where its experts are reached.
+  // The group this rank is, or will be, in; who is in it the coordinator says.
   GroupState group_state() const {
     GroupState state;
-    state.epoch = state.topology.epoch = epoch_;
-    state.topology.rank = options_.rank;
-    state.topology.size = options_.group_size;
+    ep::EpTopology& topology = state.topology;
+    state.epoch = topology.epoch = epoch_;
     state.draining = true;
     for (const auto& member : membership_.members) {
       if (member.role != cluster::Role::kEngine || member.rank >= options_.group_size) continue;
       state.draining &= member.state == cluster::State::kDraining;
-      if (!member.group.announced) continue;
-      state.topology.peers.push_back({member.rank, member.group.address, member.group.host_id});
+      if (std::ranges::find(membership_.group, member.rank) == membership_.group.end()) continue;
+      if (member.rank == options_.rank) {
+        topology.rank = static_cast<int>(topology.peers.size());
+        state.complete = true;
+      }
+      topology.peers.push_back({member.rank, member.group.address, member.group.host_id});
     }
-    state.complete = static_cast<int>(state.topology.peers.size()) == options_.group_size;
+    topology.size = static_cast<int>(topology.peers.size());
     return state;
   }
 

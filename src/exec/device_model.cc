@@ -1,6 +1,7 @@
 #include "exec/device_model.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <fstream>
@@ -142,11 +143,11 @@ Status DeviceModel::load_weights() {
   load.progress = options_.progress;
   MANTA_ASSIGN(weights_, model::load_weights(config_, *source, *backend_, load));
   info_.memory.push_back({"weights", weights_->num_bytes});
-  if (options_.eplb.enabled && options_.ep_size > 1 && experts_.num_layers > 0) make_balancer(std::move(source));
+  if (options_.ep_size > 1 && experts_.num_layers > 0) make_placement(std::move(source));
   return {};
 }
 
-void DeviceModel::make_balancer(std::unique_ptr<model::WeightSource> source) {
+void DeviceModel::make_placement(std::unique_ptr<model::WeightSource> source) {
   source_ = std::move(source);
   std::vector<int> layer_of_row(experts_.num_layers, -1);
   for (int layer = 0; layer < config_.shape.num_layers(); ++layer) {
@@ -155,13 +156,24 @@ void DeviceModel::make_balancer(std::unique_ptr<model::WeightSource> source) {
   const auto load = [this, layer_of_row](int row, int logical) {
     return model::load_expert(config_, *source_, *backend_, layer_of_row[row], logical);
   };
-  const auto swap = [this, layer_of_row](int row, int slot, backend::MlpWeights weights) {
-    return std::exchange(weights_->layers[layer_of_row[row]].experts.local[slot], std::move(weights));
+  const auto slots = [this, layer_of_row](int row) -> std::vector<backend::MlpWeights>& {
+    return weights_->layers[layer_of_row[row]].experts.local;
   };
-  balancer_ = std::make_unique<ExpertBalancer>(options_.eplb, experts_, config_.shape.n_group, load, swap);
-  const std::vector<backend::MlpWeights>& slots = weights_->layers[layer_of_row[0]].experts.local;
+  ExpertPlacement::Parts parts;
+  parts.rank = options_.ep_rank;
+  parts.size = options_.ep_size;
+  parts.load = [this, load, layer_of_row](int row, int logical) {
+    clock_.enter(layer_of_row[row], "load_experts");  // getting on, which may take long: nobody should call it stuck
+    return load(row, logical);
+  };
+  parts.put = [slots](int row, int slot, backend::MlpWeights weights) { slots(row)[slot] = std::move(weights); };
+  parts.resize = [slots](int row, int num_slots) { slots(row).resize(num_slots); };
+  placement_ = std::make_unique<ExpertPlacement>(experts_, std::move(parts));
+  if (!options_.eplb.enabled) return;
+  const auto put = [this](const ep::ExpertMove& move, backend::MlpWeights w) { placement_->put(move, std::move(w)); };
+  balancer_ = std::make_unique<ExpertBalancer>(options_.eplb, experts_, config_.shape.n_group, load, put);
   size_t layer_bytes = 0;
-  for (const backend::MlpWeights& w : slots) {
+  for (const backend::MlpWeights& w : slots(0)) {
     layer_bytes += w.gate_proj->num_bytes() + w.up_proj->num_bytes() + w.down_proj->num_bytes();
   }
   info_.memory.push_back({"experts on the move", 2 * layer_bytes});  // at most: one layer waits, one is packed
@@ -190,21 +202,34 @@ int DeviceModel::tokens_per_round() const {
 }
 
 Status DeviceModel::form_group(const ep::EpTopology& topology) {
-  if (!info_.ep_peer || topology.size != options_.ep_size || topology.rank != options_.ep_rank) {
+  std::vector<int> there;
+  for (const ep::EpPeer& peer : topology.peers) there.push_back(peer.rank);
+  const bool one_of_them =
+      topology.rank >= 0 && topology.rank < static_cast<int>(there.size()) && there[topology.rank] == options_.ep_rank;
+  if (!info_.ep_peer || topology.size != static_cast<int>(there.size()) || !one_of_them) {
     return error(ErrorCode::kFailedPrecondition,
-                 fmt::format("a group with this as rank {} of {}: it was started as rank {} of {}", topology.rank,
-                             topology.size, options_.ep_rank, options_.ep_size));
+                 fmt::format("a group of ranks {} with this as its number {}: it was started as rank {} of {}",
+                             fmt::join(there, ", "), topology.rank, options_.ep_rank, options_.ep_size));
   }
   clock_.enter(-1, "form_group");
   MANTA_TRY(release_all_slots());
-  experts_.epoch = topology.epoch;
-  Status formed = transport_->configure(topology, moe_, tokens_per_round(), options_.num_microbatches);
-  if (formed.ok() && balancer_) {
-    formed = balancer_->formed(
-        topology, {transport_.get(), &backend_->lane(0), moe_, topology.rank, topology.size, tokens_per_round()});
-  }
+  if (balancer_) balancer_->stop();
+  const Status formed = place_experts(topology, there);
   clock_.end_step();
   return formed;
+}
+
+Status DeviceModel::place_experts(const ep::EpTopology& topology, const std::vector<int>& there) {
+  moe_.num_local_experts = placement_->num_slots(topology.size);
+  moe_.num_physical_experts = moe_.num_local_experts * topology.size;
+  MANTA_TRY(transport_->configure(topology, moe_, tokens_per_round(), options_.num_microbatches));
+  ep::ExpertMap& whole = placement_->whole();
+  if (balancer_) {
+    const ep::Exchange exchange{transport_.get(), &backend_->lane(0), moe_,
+                                topology.rank,    topology.size,      tokens_per_round()};
+    MANTA_TRY(balancer_->formed(topology, exchange, whole, topology.size == options_.ep_size));
+  }
+  return placement_->adopt(there, topology.epoch);
 }
 
 // After a failed step nobody knows what the slots hold.

@@ -13,6 +13,7 @@
 #include "ep/expert_transport.h"
 #include "exec/executor.h"
 #include "exec/expert_balancer.h"
+#include "exec/expert_placement.h"
 #include "model/config.h"
 #include "model/driver.h"
 #include "model/progress.h"
@@ -101,7 +102,7 @@ class DeviceModel {
   Status make_cache();
   Status make_transport();
   Status make_driver();
-  void make_balancer(std::unique_ptr<model::WeightSource> source);
+  void make_placement(std::unique_ptr<model::WeightSource> source);
   int num_blocks_for(size_t bytes) const;
   Result<int> choose_num_blocks() const;
   Status plan(const backend::StepInputs& inputs);
@@ -111,6 +112,7 @@ class DeviceModel {
   std::optional<backend::GraphKey> graph_key(const backend::StepInputs& inputs) const;
   Result<size_t> device_cache_bytes() const;
   Status release_all_slots();
+  Status place_experts(const ep::EpTopology& topology, const std::vector<int>& there);
   int tokens_per_round() const;
 
   LocalExecutorOptions options_;
@@ -129,8 +131,9 @@ class DeviceModel {
   std::unique_ptr<model::LayerDriver> driver_;
   std::vector<backend::StepView> views_;
   std::vector<int> capture_sizes_;
-  backend::DeviceMemoryBytes device_memory_;  // before anything was taken
-  std::unique_ptr<ExpertBalancer> balancer_;
+  backend::DeviceMemoryBytes device_memory_;    // before anything was taken
+  std::unique_ptr<ExpertPlacement> placement_;  // of one rank of a group
+  std::unique_ptr<ExpertBalancer> balancer_;    // with EPLB
   const EplbCounts no_eplb_;
   std::vector<char> taken_;  // [max_num_seqs] whether the backend has a request in the slot
 };

@@ -38,12 +38,11 @@ int num_nodes(const ep::EpTopology& topology) {
 }  // namespace
 
 ExpertBalancer::ExpertBalancer(const EplbOptions& options, ep::ExpertMap& map, int num_groups, LoadExpert load,
-                               SwapExpert swap)
+                               PutExpert put)
     : options_(options),
       map_(map),
       num_groups_(num_groups),
-      load_(load),
-      swap_(std::move(swap)),
+      put_(std::move(put)),
       mover_(std::move(load)),
       window_(options.window_size, options.step_interval, map.num_layers, map.num_logical) {}
 
@@ -51,16 +50,18 @@ Result<std::vector<std::string>> ExpertBalancer::gather(std::span<const int64_t>
   return ep::all_gather(exchange_, bytes_of(values));
 }
 
-Status ExpertBalancer::formed(const ep::EpTopology& topology, const ep::Exchange& exchange) {
-  mover_.cancel();
+Status ExpertBalancer::formed(const ep::EpTopology& topology, const ep::Exchange& exchange, ep::ExpertMap& whole,
+                              bool all_there) {
+  stop();
   exchange_ = exchange;
-  shape_ = {map_.num_logical, map_.num_physical, topology.size, num_nodes(topology), num_groups_};
-  MANTA_TRY(ep::choose_policy(options_.policy, shape_));
-  window_ = ep::LoadWindow(options_.window_size, options_.step_interval, map_.num_layers, map_.num_logical);
-  logged_.assign(static_cast<size_t>(map_.num_layers) * topology.size, 0);
+  all_there_ = all_there;
+  shape_ = {whole.num_logical, whole.num_physical, topology.size, num_nodes(topology), num_groups_};
+  if (all_there) MANTA_TRY(ep::choose_policy(options_.policy, shape_));
+  window_ = ep::LoadWindow(options_.window_size, options_.step_interval, whole.num_layers, whole.num_logical);
+  logged_.assign(static_cast<size_t>(whole.num_layers) * topology.size, 0);
   steps_since_log_ = 0;
   std::vector<int64_t> mine = {version_};
-  mine.insert(mine.end(), map_.physical_to_logical.begin(), map_.physical_to_logical.end());
+  mine.insert(mine.end(), whole.physical_to_logical.begin(), whole.physical_to_logical.end());
   MANTA_ASSIGN(const std::vector<std::string> all, gather(mine));
   std::vector<int64_t> newest = values_of(all[0]);
   for (const std::string& bytes : all) {
@@ -68,25 +69,13 @@ Status ExpertBalancer::formed(const ep::EpTopology& topology, const ep::Exchange
     if (theirs[0] > newest[0]) newest = std::move(theirs);
   }
   version_ = newest[0];
-  return adopt({newest.begin() + 1, newest.end()});
-}
-
-// The placement of the group, whatever this rank had.
-Status ExpertBalancer::adopt(const std::vector<int32_t>& physical_to_logical) {
-  MANTA_ASSIGN(const ep::ExpertMap target, ep::expert_map_of(map_.num_layers, map_.num_logical, map_.max_replicas,
-                                                             physical_to_logical, map_.epoch));
-  for (const int layer : ep::layers_to_migrate(map_, target)) {
-    for (const ep::ExpertMove& move : ep::moves_of(map_, target, layer, exchange_.rank, exchange_.size)) {
-      MANTA_ASSIGN(backend::MlpWeights weights, load_(move.layer, move.logical));
-      swap_(move.layer, move.slot, std::move(weights));
-      ++counts_.num_moved;
-    }
-    ep::adopt_layer(map_, target, layer);
-  }
+  MANTA_ASSIGN(whole, ep::expert_map_of(whole.num_layers, whole.num_logical, whole.max_replicas,
+                                        {newest.begin() + 1, newest.end()}, topology.epoch));
   return {};
 }
 
 Status ExpertBalancer::step(std::span<const ep::LayerLoad> loads) {
+  if (!all_there_) return {};
   window_.step(loads, map_);
   if (options_.log_balancedness) MANTA_TRY(log_balancedness(loads));
   if (mover_.moving()) return commit_ready_layer();
@@ -169,7 +158,7 @@ Status ExpertBalancer::commit_ready_layer() {
 
 void ExpertBalancer::put(ExpertMover::Layer layer) {
   for (size_t i = 0; i < layer.moves.size(); ++i) {
-    swap_(layer.moves[i].layer, layer.moves[i].slot, std::move(layer.weights[i]));
+    put_(layer.moves[i], std::move(layer.weights[i]));
     ++counts_.num_moved;
   }
 }

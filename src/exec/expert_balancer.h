@@ -33,15 +33,18 @@ struct EplbOptions {
 
 class ExpertBalancer {
  public:
-  // Puts weights into a local slot and gives back what was there. Between steps only.
-  using SwapExpert = std::function<backend::MlpWeights(int layer, int slot, backend::MlpWeights weights)>;
+  // Takes an expert over. Between steps only.
+  using PutExpert = std::function<void(const ep::ExpertMove& move, backend::MlpWeights weights)>;
 
   // `map` is changed between steps, in place. num_groups: of the router.
-  ExpertBalancer(const EplbOptions& options, ep::ExpertMap& map, int num_groups, LoadExpert load, SwapExpert swap);
+  ExpertBalancer(const EplbOptions& options, ep::ExpertMap& map, int num_groups, LoadExpert load, PutExpert put);
 
-  // The group has formed: its ranks take over the placement of those that have moved experts before. One that differs,
-  // a replacement, loads what it lacks. Collective, and counting begins anew.
-  Status formed(const ep::EpTopology& topology, const ep::Exchange& exchange);
+  // Nothing moves any more, until the next group has formed.
+  void stop() { mover_.cancel(); }
+  // A group has formed: `whole`, the placement of the whole group as this rank has it, becomes that of the ranks that
+  // have moved experts last. Collective, and counting begins anew. While ranks are missing (not all_there), nothing is
+  // counted or moved.
+  Status formed(const ep::EpTopology& topology, const ep::Exchange& exchange, ep::ExpertMap& whole, bool all_there);
   // A step of the group has ended; loads as the backend counted them. Collective.
   Status step(std::span<const ep::LayerLoad> loads);
 
@@ -53,15 +56,14 @@ class ExpertBalancer {
   void note_window(const std::vector<std::vector<int64_t>>& loads);
   Status commit_ready_layer();
   void put(ExpertMover::Layer layer);
-  Status adopt(const std::vector<int32_t>& physical_to_logical);
   Result<std::vector<std::string>> gather(std::span<const int64_t> values);
 
   const EplbOptions options_;
   ep::ExpertMap& map_;
   const int num_groups_;
-  const LoadExpert load_;
-  const SwapExpert swap_;
+  const PutExpert put_;
   ExpertMover mover_;
+  bool all_there_ = false;
   ep::LoadWindow window_;
   ep::Exchange exchange_;
   ep::EplbShape shape_;

@@ -1,5 +1,6 @@
 #include "cluster/roster.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 namespace manta::cluster {
@@ -155,6 +156,92 @@ TEST_F(RosterTest, LoadFiguresAloneAreNoNews) {
   b.num_running = 12;
   roster_.heartbeat(1, b, now_);
   EXPECT_FALSE(roster_.take_changed());
+}
+
+// Three engines that announced their place in a group.
+class GroupOfThree : public RosterTest {
+ protected:
+  GroupOfThree() {
+    for (int rank = 0; rank < 3; ++rank) arrive(rank);
+    roster_.settle_group(3, now_);
+  }
+  void arrive(int rank) {
+    EXPECT_TRUE(roster_.join(++last_id_, engine(rank, 100 + static_cast<int>(last_id_)), now_).ok());
+    announce(last_id_);
+  }
+  void announce(MemberId id) { roster_.heartbeat(id, here(), now_); }
+  static Heartbeat here(uint64_t fault_epoch = 0) {
+    Heartbeat b = beat(State::kReady);
+    b.group.announced = true;
+    b.group.fault_epoch = fault_epoch;
+    return b;
+  }
+  void wait(milliseconds duration) {
+    now_ += duration;
+    roster_.settle_group(3, now_);
+  }
+  void lose(MemberId id) {
+    roster_.leave(id, "connection closed");
+    roster_.settle_group(3, now_);
+  }
+
+  MemberId last_id_ = 0;
+};
+
+TEST_F(GroupOfThree, GoesOnWithoutARankThatStaysAwayAndTakesItBack) {
+  EXPECT_THAT(roster_.group(), ::testing::ElementsAre(0, 1, 2));
+  const Epoch whole = roster_.epoch();
+  lose(2);
+  EXPECT_GT(roster_.epoch(), whole);
+  EXPECT_TRUE(roster_.group().empty()) << "it may be back at once";
+  wait(milliseconds(999));
+  EXPECT_TRUE(roster_.group().empty());
+  wait(milliseconds(1));
+  EXPECT_THAT(roster_.group(), ::testing::ElementsAre(0, 2));
+  EXPECT_EQ(roster_.membership().group, roster_.group());
+  lose(3);
+  EXPECT_THAT(roster_.group(), ::testing::ElementsAre(0)) << "the second one is not waited for again";
+  const Epoch alone = roster_.epoch();
+  arrive(1);
+  roster_.settle_group(3, now_);
+  EXPECT_THAT(roster_.group(), ::testing::ElementsAre(0, 1));
+  EXPECT_GT(roster_.epoch(), alone) << "an epoch has one group";
+  arrive(2);
+  roster_.settle_group(3, now_);
+  EXPECT_THAT(roster_.group(), ::testing::ElementsAre(0, 1, 2));
+}
+
+TEST_F(GroupOfThree, ARankThatIsBackInTimeIsWaitedFor) {
+  lose(2);
+  wait(milliseconds(500));
+  arrive(1);
+  roster_.settle_group(3, now_);
+  EXPECT_THAT(roster_.group(), ::testing::ElementsAre(0, 1, 2));
+  lose(1);
+  wait(milliseconds(999));
+  EXPECT_TRUE(roster_.group().empty()) << "the time counts anew";
+}
+
+TEST_F(GroupOfThree, AGroupThatFailsWithoutARankIsNotTriedAtOnce) {
+  lose(2);
+  wait(milliseconds(1000));
+  ASSERT_EQ(roster_.group().size(), 2u);
+  roster_.heartbeat(1, here(roster_.epoch().value), now_);
+  roster_.settle_group(3, now_);
+  EXPECT_TRUE(roster_.group().empty());
+  wait(milliseconds(1000));
+  EXPECT_EQ(roster_.group().size(), 2u);
+}
+
+TEST_F(RosterTest, AGroupThatWasNeverWholeDoesNotShrink) {
+  ASSERT_TRUE(roster_.join(1, engine(0, 100), now_).ok());
+  Heartbeat b = beat(State::kReady);
+  b.group.announced = true;
+  roster_.heartbeat(1, b, now_);
+  roster_.settle_group(2, now_);
+  now_ += std::chrono::hours(1);
+  roster_.settle_group(2, now_);
+  EXPECT_TRUE(roster_.group().empty()) << "the other one may still load its weights";
 }
 
 }  // namespace

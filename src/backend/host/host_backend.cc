@@ -172,6 +172,7 @@ void HostBackend::count_expert_load(int layer, int num_physical, const StepView&
     expert_load_.push_back({static_cast<int>(expert_load_.size()), std::vector<int32_t>(num_physical, 0)});
   }
   std::vector<int32_t>& tokens = expert_load_[layer].tokens;
+  tokens.resize(num_physical, 0);  // a group that lost a rank has other slots
   const int64_t n = view.num_tokens * topk_id.shape[1];
   for (int64_t i = 0; i < n; ++i) {
     const int32_t id = topk_id.as<int32_t>()[i];

@@ -27,7 +27,7 @@ Result<std::shared_ptr<Group>> Group::make(const EpTopology& topology, const Gro
 
 std::string Group::name(int rank) const {
   const std::string& address = topology_.peers[rank].address;
-  return fmt::format("EP rank {} of {} ({})", rank, size(), address.substr(0, address.find(";key=")));
+  return fmt::format("EP rank {} of {} ({})", number(rank), size(), address.substr(0, address.find(";key=")));
 }
 
 void Group::connected(int rank) {
@@ -42,7 +42,7 @@ Status Group::wait_connected(std::chrono::steady_clock::time_point deadline) {
   const auto complete = [&] {
     missing.clear();
     for (int r = 0; r < size(); ++r) {
-      if (!peers_[r].connected) missing.push_back(r);
+      if (!peers_[r].connected) missing.push_back(number(r));
     }
     return missing.empty() || fault_;
   };

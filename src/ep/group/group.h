@@ -38,6 +38,8 @@ class Group {
   Epoch epoch() const { return topology_.epoch; }
   int rank() const { return topology_.rank; }
   int size() const { return topology_.size; }
+  // What the deployment calls the rank at this place.
+  int number(int rank) const { return topology_.peers[rank].rank; }
   const GroupShape& shape() const { return shape_; }
   const Segment& own() const { return *own_; }
   Peer& peer(int rank) { return peers_[rank]; }

@@ -344,7 +344,7 @@ std::string GroupTransport::missing(const Handle& h, Half half) const {
     } else if (peer.kind == LinkKind::kTcp) {
       there = peer.stream->has_received(half, h.microbatch);
     }
-    if (!there) ranks.push_back(r);
+    if (!there) ranks.push_back(group_->number(r));
   }
   return fmt::format("{}", fmt::join(ranks, ", "));
 }
