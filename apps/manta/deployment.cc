@@ -47,7 +47,8 @@ Status Deployment::start() {
   cluster::SupervisorEvents events;
   events.on_status = [this](const std::string& name, const std::string& line) { on_status(name, line); };
   events.on_output = events_.on_output;
-  events.on_started = [this](const std::string& name, pid_t) {
+  events.on_started = [this](const std::string& name, pid_t pid) {
+    if (name == full_name("coordinator")) coordinator_pid_ = pid;
     ready_.erase(name);
     tell_stage(name, "starting");
   };
@@ -139,7 +140,8 @@ Status Deployment::start_child(const std::string& name, std::vector<std::string>
   return supervisor_->start(std::move(plan));
 }
 
-// The coordinator sees a rank that is alive but stuck; only its parent can do something about it.
+// The coordinator sees a rank or an api process that is alive but stuck, and this process a stuck coordinator; only
+// their parent can do something about it.
 void Deployment::follow_membership() {
   cluster::LinkOptions link;
   link.coordinator = coordinator_;
@@ -155,6 +157,10 @@ void Deployment::follow_membership() {
     return beat;
   };
   link.on_membership = [this](Epoch, const cluster::Membership& m) { on_membership(m); };
+  link.deadline = std::chrono::milliseconds(static_cast<int64_t>(settings().rank_deadline_s * 1000));
+  link.on_silence = [this] {
+    if (!stopping_ && plan_.starts_coordinator) supervisor_->put_out(coordinator_pid_, "it answers no heartbeat");
+  };
   link.on_refused = [this](const std::string& reason) {
     events_.on_give_up({ErrorCode::kFailedPrecondition, "the coordinator refused this node: " + reason});
   };
@@ -170,7 +176,7 @@ void Deployment::on_membership(const cluster::Membership& membership) {
   for (const auto& departure : membership.departures) {
     const bool ours = departure.host == host_name() && departure.rank >= plan_.first_rank &&
                       departure.rank < plan_.first_rank + plan_.num_ranks;
-    if (ours && departure.role == cluster::Role::kEngine) supervisor_->put_out(departure.pid, departure.why);
+    if (ours && departure.put_out) supervisor_->put_out(departure.pid, departure.why);
   }
   // Engines without the head's API, or with a share of experts that the head's ranks need no more, have no work left.
   const bool needs_head = settings().headless || expert_group_size(settings()) > 0;

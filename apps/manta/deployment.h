@@ -70,6 +70,7 @@ class Deployment {
   const cluster::NodePlan plan_;
   const std::string prefix_;       // of this deployment's socket names
   const std::string coordinator_;  // address
+  pid_t coordinator_pid_ = 0;      // where this process starts it
   std::string engine_host_;        // where engines listen for another node's API; empty: on unix sockets
   boost::asio::steady_timer start_timer_;
   std::unique_ptr<cluster::Supervisor> supervisor_;

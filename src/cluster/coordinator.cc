@@ -56,6 +56,7 @@ class CoordinatorServer : public Coordinator {
       const auto beat = decode_heartbeat(frame.payload);
       if (!beat.ok()) return c.stream->close(beat.error().message);
       roster_.heartbeat(id, *beat, now());
+      c.stream->send(FrameKind::kHeartbeat, roster_.epoch(), {});  // so that it knows us alive
       // A heartbeat of an older epoch means the member missed a change: tell it again, do not let it guess.
       if (frame.epoch != roster_.epoch()) send_membership(c);
       return publish();

@@ -1,5 +1,7 @@
 #include "cluster/link.h"
 
+#include <fmt/format.h>
+
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <utility>
@@ -48,6 +50,7 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
   void on_connected(FrameConnectionPtr connection) {
     stream_ = std::move(connection);
     complained_ = false;
+    num_unanswered_ = 0;
     stream_->start([self = shared_from_this()](Frame&& frame) { self->on_frame(std::move(frame)); },
                    [self = shared_from_this()](const Error& e) {
                      self->stream_ = nullptr;
@@ -64,6 +67,8 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
   }
 
   void on_frame(Frame&& frame) {
+    num_unanswered_ = 0;
+    if (frame.kind == FrameKind::kHeartbeat) return;
     if (frame.kind == FrameKind::kMembership) {
       const auto membership = decode_membership(frame.payload);
       if (!membership.ok()) return stream_->close(membership.error().message);
@@ -93,8 +98,16 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
     timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
       if (ec || self->stopped_ || !self->stream_) return;
       self->beat();
+      if (++self->num_unanswered_ * kHeartbeatPeriod > self->options_.deadline) return self->give_up_silent();
       self->arm_heartbeat();
     });
+  }
+
+  // Counted in heartbeats, so that a process that was stopped itself does not blame the coordinator.
+  void give_up_silent() {
+    const auto on_silence = options_.on_silence;
+    stream_->close(fmt::format("it answered no heartbeat for {} ms", options_.deadline.count()));
+    if (on_silence) on_silence();
   }
 
   void retry(const std::string& why) {
@@ -110,6 +123,7 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
   LinkOptions options_;
   FrameConnectionPtr stream_;
   Epoch epoch_;
+  int num_unanswered_ = 0;  // heartbeats
   bool stopped_ = false;
   bool complained_ = true;  // the first attempts race with the coordinator's start: say nothing
 };

@@ -2,6 +2,7 @@
 // was restarted. Runs on the given io_context, which must not be the thread that can get stuck.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -22,6 +23,9 @@ struct LinkOptions {
   std::function<void(Epoch, const Membership&)> on_membership;
   std::function<void(Epoch, const Decision&)> on_decision;    // ranks of a lock-step group only
   std::function<void(const std::string& reason)> on_refused;  // final: it does not try again
+  // A coordinator that answers no heartbeat for this long, while this process ran: the connection is made anew.
+  std::chrono::milliseconds deadline{5000};
+  std::function<void()> on_silence;  // it happened; may be empty
 };
 
 class Link {

@@ -32,7 +32,7 @@ static auto fields(Decision& m) {
   return std::tie(m.step, m.counted, m.leave, m.all_decode, m.max_num_tokens, m.num_microbatches);
 }
 static auto fields(Departure& m) {
-  return std::tie(m.role, m.rank, m.pid, m.host, m.why);
+  return std::tie(m.role, m.rank, m.pid, m.host, m.why, m.put_out);
 }
 static auto fields(Membership& m) {
   return std::tie(m.members, m.departures, m.group);

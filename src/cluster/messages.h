@@ -60,7 +60,7 @@ struct Join {
   std::vector<std::pair<std::string, std::string>> shared_config;
 };
 
-// kHeartbeat, member -> coordinator, every kHeartbeatPeriod from a thread of its own.
+// kHeartbeat, member -> coordinator, every kHeartbeatPeriod from a thread of its own; answered by one without payload.
 struct Heartbeat {
   State state = State::kStarting;
   Where where;
@@ -98,6 +98,7 @@ struct Departure {
   int32_t pid = 0;
   std::string host;
   std::string why;  // "engine rank 3 (host a, pid 4711): no heartbeat for 5.0 s; last seen at step 17, layer 2, …"
+  bool put_out = false;  // past a deadline: its process may still run, stuck
 };
 
 // kMembership, coordinator -> all, whenever it changed. The frame's epoch is the group's.

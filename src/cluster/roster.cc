@@ -93,13 +93,13 @@ void Roster::heartbeat(MemberId id, const Heartbeat& beat, Time now) {
 void Roster::leave(MemberId id, const std::string& why) {
   const auto it = entries_.find(id);
   if (it == entries_.end()) return;
-  remove(it, it->second.member.state == State::kDraining ? "drained" : why);
+  remove(it, it->second.member.state == State::kDraining ? "drained" : why, false);
 }
 
-void Roster::remove(std::map<MemberId, Entry>::iterator it, const std::string& why) {
+void Roster::remove(std::map<MemberId, Entry>::iterator it, const std::string& why, bool put_out) {
   const Member& m = it->second.member;
-  departures_.push_back(
-      {m.role, m.rank, m.pid, m.host, fmt::format("{}: {}; last seen at {}", describe(m), why, describe(m.where))});
+  departures_.push_back({m.role, m.rank, m.pid, m.host,
+                         fmt::format("{}: {}; last seen at {}", describe(m), why, describe(m.where)), put_out});
   if (m.role == Role::kEngine) ++epoch_.value;
   entries_.erase(it);
   changed_ = true;
@@ -159,7 +159,7 @@ std::vector<MemberId> Roster::tick(Time now, const std::vector<int>& owing) {
     const std::string why = fault_of(e, now);
     if (!why.empty()) {
       out.push_back(current->first);
-      remove(current, why);
+      remove(current, why, true);
     } else if (now - e.last_heartbeat >= deadlines_.suspect && e.member.state != State::kSuspect) {
       e.member.state = State::kSuspect;
       changed_ = true;

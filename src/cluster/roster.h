@@ -63,7 +63,7 @@ class Roster {
     Time owes_since = Time::max();      // its vote
     bool brought_config = false;        // that others are compared with
   };
-  void remove(std::map<MemberId, Entry>::iterator entry, const std::string& why);
+  void remove(std::map<MemberId, Entry>::iterator entry, const std::string& why, bool put_out);
   std::string fault_of(const Entry& entry, Time now) const;
   void start_over(Time now, const std::string& why);
   void forgive(Time now);

@@ -13,9 +13,9 @@ namespace manta::ep {
 // experts.
 int slots_with(const ExpertMap& whole, int size, int num_there);
 
-// there: ranks of the whole group of `size`, ascending; the i-th owns the i-th run of slots. Everybody keeps what it has
-// in the same slots. Experts that only missing ranks had go to the added slots, then in place of experts that somebody
-// else has too; what is left of the added slots repeats experts.
+// there: ranks of the whole group of `size`, ascending; the i-th owns the i-th run of slots. Everybody keeps what it
+// has in the same slots. Experts that only missing ranks had go to the added slots, then in place of experts that
+// somebody else has too; what is left of the added slots repeats experts.
 Result<ExpertMap> map_of_survivors(const ExpertMap& whole, int size, const std::vector<int>& there, Epoch epoch);
 
 }  // namespace manta::ep

@@ -166,7 +166,8 @@ class GroupOfThree : public RosterTest {
     roster_.settle_group(3, now_);
   }
   void arrive(int rank) {
-    EXPECT_TRUE(roster_.join(++last_id_, engine(rank, 100 + static_cast<int>(last_id_)), now_).ok());
+    ++last_id_;
+    EXPECT_TRUE(roster_.join(last_id_, engine(rank, 100 + static_cast<int>(last_id_)), now_).ok());
     announce(last_id_);
   }
   void announce(MemberId id) { roster_.heartbeat(id, here(), now_); }

@@ -56,7 +56,8 @@ TEST(Survivors, EveryExpertIsSomewhereWhoeverIsMissing) {
       const ExpertMap whole = shuffled(16, redundant, 4, mask);
       const auto map = map_of_survivors(whole, 4, there, Epoch{2});
       ASSERT_TRUE(map.ok()) << map.error().message;
-      EXPECT_EQ(map->num_physical, slots_with(whole, 4, static_cast<int>(there.size())) * static_cast<int>(there.size()));
+      EXPECT_EQ(map->num_physical,
+                slots_with(whole, 4, static_cast<int>(there.size())) * static_cast<int>(there.size()));
       EXPECT_EQ(map->epoch, Epoch{2});
     }
   }
