@@ -1,11 +1,12 @@
 """What rearranging experts does to balance and to steps, with real processes and a skewed, repeated replay.
 
-    .deps/venv/bin/python bench/eplb_balance.py [RANKS=4] [REQUESTS=48] [ROUNDS=6]
+    .deps/venv/bin/python bench/eplb_balance.py [RANKS=4] [REQUESTS=48] [ROUNDS=24]
 
-The same requests (few texts, many times: some experts get most tokens) run round after round against two deployments,
-one whose experts never move (min_gain 1), one that rearranges at every interval. Prints, of the second:
-  balancedness predicted by the policy, and seen in the window after the move, and their ratio;
-  p99 of the time between two tokens of a stream while experts move and while not, against the first deployment's.
+The same requests (two texts, many times: some experts get most tokens) run round after round against three deployments:
+one whose experts never move (min_gain 1) and one that rearranges every 48 steps, for steps under movement; and one whose
+windows are eight rounds long, so that each sees the same traffic, for balance. Prints
+  balancedness predicted by the policy for a window, and seen in the next one, and their ratio;
+  p99 of the time between two tokens of a stream while experts move all the time, against that of the first deployment.
 """
 
 import asyncio
@@ -20,13 +21,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests/prod
 import httpx
 from deployment import Deployment, metric
 
-RANKS, REQUESTS, ROUNDS = (int(a) for a in (sys.argv[1:] + ["4", "48", "6"][len(sys.argv) - 1:]))
+RANKS, REQUESTS, ROUNDS = (int(a) for a in (sys.argv[1:] + ["4", "48", "24"][len(sys.argv) - 1:]))
 TEXTS = ["What is 17 plus 25?", "Name three rivers."]
-TOKENS, INTERVAL = 96, 48
+TOKENS = 48
+ALWAYS, SELDOM = 48, 8 * 48  # steps between rearrangements
 
 
-def flags(min_gain):
-    eplb = {"step_interval": INTERVAL, "window_size": INTERVAL, "num_redundant_experts": 2 * RANKS, "min_gain": min_gain}
+def flags(min_gain, interval):
+    eplb = {"step_interval": interval, "window_size": interval, "num_redundant_experts": 2 * RANKS, "min_gain": min_gain}
     return ["-dp", RANKS, "--enable-expert-parallel", "--enable-eplb", "--eplb-config", json.dumps(eplb),
             "--max-num-seqs", 64, "--max-model-len", 512, "--no-enable-prefix-caching"]
 
@@ -54,8 +56,8 @@ def p99(values):
     return sorted(values)[int(0.99 * len(values))] * 1e3
 
 
-def measure(min_gain):
-    with Deployment(*flags(min_gain)) as d:
+def measure(min_gain, interval):
+    with Deployment(*flags(min_gain, interval)) as d:
         gaps = []
         asyncio.run(replay(d.url, []))  # warm
         for _ in range(ROUNDS):
@@ -66,13 +68,14 @@ def measure(min_gain):
 
 
 def main():
-    still_gaps, _, still = measure(1)
-    gaps, rearranged, decisions = measure(0)
-    print(f"{RANKS} ranks, {REQUESTS} streams of {TOKENS} tokens, {ROUNDS} rounds; {rearranged:.0f} rearrangements")
+    still_gaps, _, still = measure(1, ALWAYS)
+    gaps, rearranged, _ = measure(0, ALWAYS)
+    _, _, decisions = measure(0, SELDOM)
+    print(f"{RANKS} ranks, {REQUESTS} streams of {TOKENS} tokens, {ROUNDS} rounds")
     print(f"balancedness without movement: {sum(now for now, _, _ in still) / len(still):.3f}")
     for (_, predicted, moves), (seen, _, _) in zip(decisions, decisions[1:]):
         print(f"predicted {predicted:.3f} after {moves} moves, seen {seen:.3f}: {100 * (seen / predicted - 1):+.1f} %")
-    print(f"p99 between tokens: {p99(gaps):.1f} ms with movement, {p99(still_gaps):.1f} ms without: "
+    print(f"p99 between tokens: {p99(gaps):.1f} ms with {rearranged:.0f} rearrangements, {p99(still_gaps):.1f} ms without: "
           f"{p99(gaps) / p99(still_gaps):.2f} x")
 
 
