@@ -10,7 +10,7 @@ from deployment import MANTA, Deployment, metric, wait_until
 WHO = {"role", "rank", "pid", "host", "state", "epoch"}
 COUNTERS = {"manta_ep_dispatch_rows_total", "manta_ep_dispatch_bytes_total", "manta_dummy_steps_total",
             "manta_membership_epoch", "manta_routing_simulated", "manta_requests_resubmitted_total",
-            "manta_dbo_steps_total", "manta_eplb_rearrangements_total"}
+            "manta_dbo_steps_total", "manta_eplb_rearrangements_total", "manta_ep_group_ranks"}
 
 
 def status(url, *flags):
