@@ -40,11 +40,7 @@ def build_pd_dp_openai_app(args: dict) -> serve.Application:
     if prefill.model_id != decode.model_id:
         raise ConfigError(f"model_loading_config.model_id: prefill says {prefill.model_id!r}, decode {decode.model_id!r}; "
                           "both serve one model")
-    for config in (prefill, decode):
-        if not config.engine_kwargs.get("kv_transfer_config"):
-            raise ConfigError(f"{config.where}.engine_kwargs.kv_transfer_config is missing: prefill and decode apart need a "
-                              "connector, e.g. {kv_connector: NixlConnector, kv_role: kv_both}")
-    return ingress_deployment(prefill.model_id, args, {
+    return ingress_deployment(args, {
         config.role: (rank_deployment(config), config, policy_of(config)) for config in (prefill, decode)})
 
 
@@ -68,4 +64,4 @@ def _one_role(args: dict, key: str, role: str) -> serve.Application:
     if key not in args:
         raise ConfigError(f"args.{key} is missing")
     config = RoleConfig(key, role, args[key])
-    return ingress_deployment(config.model_id, args, {role: (rank_deployment(config), config, policy_of(config))})
+    return ingress_deployment(args, {role: (rank_deployment(config), config, policy_of(config))})

@@ -9,22 +9,23 @@ import signal
 import subprocess
 import tempfile
 
-PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _die_with_parent() -> None:
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # Not SIGTERM: another replica takes this one's place within seconds, and a process that drains would still be in it.
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Child:
-    """stdout and stderr are the actor's own, so that every line lands in Ray's log folder beside the worker's."""
+    """stdout and stderr are the actor's own, so that every line lands in Ray's log folder and on the actor's page."""
 
-    def __init__(self, name: str, arguments: list, environment: dict | None = None):
+    def __init__(self, name: str, arguments: list, environment: dict | None = None, has_ready_file: bool = True):
         self.name = name
         self._folder = tempfile.TemporaryDirectory(prefix="manta-ray-")
-        self.ready_file = os.path.join(self._folder.name, "ready.json")
-        command = [*arguments, "--ready-file", self.ready_file]
+        self._ready_file = os.path.join(self._folder.name, "ready.json")
+        command = [*arguments, *(["--ready-file", self._ready_file] if has_ready_file else [])]
         print(f"[{name}] {shlex.join(command)}", flush=True)
         self.process = subprocess.Popen(  # noqa: S603: the command is ours
             command, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
@@ -33,36 +34,46 @@ class Child:
     def pid(self) -> int:
         return self.process.pid
 
-    def check(self) -> None:
-        """Raises when it has ended."""
-        code = self.process.poll()
-        if code is not None:
-            raise RuntimeError(f"{self.name} (pid {self.pid}) ended with exit code {code}; its last lines are in this replica's log")
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
 
-    async def ready(self, deadline_s: float) -> dict:
-        """What the process says when it can serve: {"url": …, …}. Raises when it ends first or the deadline passes."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + deadline_s
-        while True:
-            self.check()
+    async def ended(self) -> int:
+        """Its exit code, once it has one."""
+        if self.alive:
+            loop = asyncio.get_running_loop()
+            over = loop.create_future()
+            handle = os.pidfd_open(self.pid)
+            loop.add_reader(handle, lambda: over.done() or over.set_result(None))
             try:
-                with open(self.ready_file, encoding="utf-8") as file:
+                await over
+            finally:
+                loop.remove_reader(handle)
+                os.close(handle)
+        return self.process.wait()
+
+    async def ready(self) -> dict:
+        """What the process says when it can serve: {"url": …, "pid": …}. Raises when it ends first: how long it may take is its
+        own setting (engine_ready_timeout_s)."""
+        while True:
+            try:
+                with open(self._ready_file, encoding="utf-8") as file:
                     return json.load(file)
             except FileNotFoundError:
                 pass  # written under another name and renamed: it is whole once it is here
-            if loop.time() > end:
-                raise TimeoutError(f"{self.name} (pid {self.pid}) is not ready after {deadline_s:.0f} s")
+            if not self.alive:
+                raise RuntimeError(f"{self.name} (pid {self.pid}) ended with exit code {self.process.returncode} before it was ready; "
+                                   "its last lines are in this actor's log")
             await asyncio.sleep(0.05)
 
     async def drain(self, patience_s: float) -> None:
         """SIGTERM: finishes its streams and ends. After patience_s it is killed."""
-        if self.process.poll() is None:
+        if self.alive:
             self.process.terminate()
-            loop = asyncio.get_running_loop()
-            end = loop.time() + patience_s
-            while self.process.poll() is None and loop.time() < end:
-                await asyncio.sleep(0.05)
-            if self.process.poll() is None:
+            try:
+                await asyncio.wait_for(self.ended(), patience_s)
+            except asyncio.TimeoutError:
+                print(f"[{self.name}] still busy after {patience_s:.0f} s: killed", flush=True)
                 self.process.kill()
         self.process.wait()
         self._folder.cleanup()

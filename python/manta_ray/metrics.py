@@ -1,7 +1,8 @@
 """The engine's metrics through Ray's metrics agent, so that a cluster's existing Prometheus and Grafana see them.
 
 Ray has no way to hand over foreign samples as they are: each becomes a gauge of the same name (`:` is written `_`, and the
-agent puts `ray_` in front) with the labels role, rank and node. Histograms travel as their _sum and _count.
+agent puts `ray_` in front) with the labels role, rank and node. A histogram travels as its _bucket, _sum and _count, which is
+what the dashboards that come with Ray ask for.
 """
 
 import asyncio
@@ -17,17 +18,18 @@ _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 
 
 def parse(text: str):
-    """(name, labels, value) of every sample of a Prometheus page, histogram buckets left out."""
+    """(name, labels, value) of every sample of a Prometheus page."""
     for line in text.splitlines():
         found = None if line.startswith("#") else _SAMPLE.match(line)
-        if not found or found.group(1).endswith("_bucket"):
+        if not found:
             continue
         with contextlib.suppress(ValueError):
             yield found.group(1), dict(_LABEL.findall(found.group(2) or "")), float(found.group(3))
 
 
 class MetricsRelay:
-    def __init__(self, url: str, labels: dict):
+    def __init__(self, url, labels: dict):
+        """`url` is asked each time: None while there is nobody to ask."""
         self._url, self._labels, self._gauges = url, labels, {}
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -35,11 +37,14 @@ class MetricsRelay:
         self._task.cancel()
 
     async def _run(self) -> None:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PERIOD_S)) as session:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PERIOD_S),
+                                         connector=aiohttp.TCPConnector(ssl=False)) as session:
             while True:
-                with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
-                    async with session.get(self._url + "/metrics") as page:
-                        self.record(await page.text())
+                url = self._url()
+                if url is not None:
+                    with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError):
+                        async with session.get(url + "/metrics") as page:
+                            self.record(await page.text())
                 await asyncio.sleep(PERIOD_S)
 
     def record(self, text: str) -> None:

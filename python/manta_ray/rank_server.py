@@ -1,7 +1,6 @@
 """One Serve replica = one DP rank = one `manta serve` of that rank, pinned to the resources of its actor."""
 
 import asyncio
-import contextlib
 import os
 import uuid
 
@@ -12,111 +11,114 @@ from ray import serve
 from manta_ray.child import Child
 from manta_ray.config import ConfigError, RoleConfig, manta_binary
 from manta_ray.metrics import MetricsRelay
-from manta_ray.rendezvous import rendezvous
+from manta_ray.rendezvous import BEAT_S, Group
 
-_START_TIMEOUT_S = 3600.0
-_BEAT_S = 1.0
 # A rank that is up but answers nobody for so long is replaced; shorter gaps belong to a group that forms again.
 _SILENT_AFTER_S = 60.0
+# A process that ends is started again here, on the spot; one that ends so often in a row before it was ready needs another
+# actor, perhaps another node.
+_MOST_FAILURES = 3
+_WAIT_LOOP_S = 0.5
+_DRAIN_S = 600.0
 
 
 class RankServer:
-    async def __init__(self, where: str, role: str, raw: dict):
+    async def __init__(self, where: str, role: str, raw: dict, drain_s: float):
         self._config = RoleConfig(where, role, raw)
-        self._role = role
+        self._drain_s = drain_s
         self._replica = uuid.uuid4().hex
-        self._child = None
-        self._silent_since = None
-        context = ray.get_runtime_context()
-        self._node, self._host = context.get_node_id(), ray.util.get_node_ip_address()
-        self._rendezvous = rendezvous(serve.get_replica_context().app_name, self._config.group, self._config.dp_size, self._config.ranks_per_node)
+        self._child, self._lost, self._silent_since = None, None, None
+        self._node, self._host = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        self._group = Group(serve.get_replica_context().app_name, self._config.group, self._config.dp_size, self._config.ranks_per_node)
         self._rank = await self._take_rank()
-        self._coordinator = await self._rendezvous.coordinator.remote()
+        self._name = f"{role} rank {self._rank}"
+        self._coordinator = await self._group.ask("coordinator")
+        self._place = {"host": self._host, "node": self._node, "pid": None, "url": None}
         # The lease runs while the weights load, which may take minutes.
-        self._place = {"host": self._host, "rank": self._rank, "node": self._node, "pid": None, "url": None}
-        self._lost = None
-        self._beats = asyncio.get_running_loop().create_task(self._beat_forever())
-        self._child = Child(f"{role} rank {self._rank}", self._command(), self._environment())
-        said = await self._child.ready(_START_TIMEOUT_S)
-        self._place.update(said, pid=self._child.pid)
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5))
-        self._metrics = MetricsRelay(said["url"], {"role": role, "rank": str(self._rank), "node": self._host})
-        print(f"[{role} rank {self._rank}] ready: {said}", flush=True)
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._beat_forever())]
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5), connector=aiohttp.TCPConnector(ssl=False))
+        await self._start()
+        self._tasks.append(loop.create_task(self._restart_forever()))
+        self._metrics = MetricsRelay(lambda: self._place["url"], {"role": role, "rank": str(self._rank), "node": self._host})
 
     async def _take_rank(self) -> int:
         told = False
         while True:
-            rank = await self._rendezvous.register.remote(self._replica, self._node)
+            rank = await self._group.ask("register", self._replica, self._node)
             if rank is not None:
                 return rank
             if not told:
                 told = True
-                print(f"[{self._role}] all {self._config.dp_size} ranks are taken; waiting for a lease to end", flush=True)
+                print(f"[{self._config.role}] all {self._config.dp_size} ranks are taken; waiting for a lease to end", flush=True)
             await asyncio.sleep(0.5)
+
+    async def _start(self) -> None:
+        self._place.update(pid=None, url=None)
+        self._child = Child(self._name, self._command(), self._environment())
+        said = await self._child.ready()
+        self._place.update(url=said["url"], pid=self._child.pid)
+        print(f"[{self._name}] ready at {said['url']}, pid {self._child.pid}", flush=True)
 
     def _command(self) -> list:
         c = self._config
-        return [
-            manta_binary(), "serve", c.model_source, "--served-model-name", c.model_id, *c.flags(),
-            "--host", self._host, "--port", "0", *self._group_flags()]
-
-    def _group_flags(self) -> list:
-        if self._config.dp_size == 1:
-            return []
-        return ["--data-parallel-external-lb", "--data-parallel-rank", str(self._rank), "--data-parallel-address",
-                self._coordinator["host"], "--data-parallel-rpc-port", str(self._coordinator["port"])]
+        # The API of a rank is for its router, which comes by the coordinator, and for this module.
+        return [manta_binary(), "serve", c.model_source, f"--served-model-name={c.model_id}", *c.rank_options(),
+                "--host=127.0.0.1", "--port=0", f"--coordinator={self._coordinator}", f"--data-parallel-rank={self._rank}"]
 
     def _environment(self) -> dict:
         # Ray has set CUDA_VISIBLE_DEVICES for this actor; the child inherits it.
-        out = self._config.environment
-        if self._config.engine_kwargs.get("kv_transfer_config"):
-            out.setdefault("VLLM_NIXL_SIDE_CHANNEL_HOST", self._host)
-            # The engine adds its rank.
-            out.setdefault("VLLM_NIXL_SIDE_CHANNEL_PORT", str(self._config.side_channel_port))
-        return out
+        return self._config.environment | self._config.side_channel(self._host)
 
     async def _beat_forever(self) -> None:
         while True:
-            with contextlib.suppress(ray.exceptions.RayActorError):  # being restarted; the next beat finds it
-                state = await self._rendezvous.beat.remote(self._replica, self._place)
-                ours = f"{self._coordinator['host']}:{self._coordinator['port']}"
-                if not state["alive"]:
-                    self._lost = f"the lease of rank {self._rank} ended (no heartbeat reached the rendezvous)"
-                elif state["coordinator"] != ours:
-                    self._lost = f"the coordinator moved from {ours} to {state['coordinator']}"
-            await asyncio.sleep(_BEAT_S)
+            state = await self._group.ask("beat", self._replica, self._node, self._rank, self._place)
+            if not state["mine"]:
+                self._lost = f"rank {self._rank} was given to another replica (no heartbeat reached the rendezvous)"
+            elif state["coordinator"] != self._coordinator:
+                self._lost = f"the coordinator moved from {self._coordinator} to {state['coordinator']}"
+            await asyncio.sleep(BEAT_S)
+
+    async def _restart_forever(self) -> None:
+        failures = 0
+        while failures < _MOST_FAILURES:
+            code = await self._child.ended()
+            print(f"[{self._name}] pid {self._child.pid} ended with exit code {code}; started again", flush=True)
+            try:
+                await self._start()
+                failures = 0
+            except RuntimeError as e:
+                print(f"[{self._name}] {e}", flush=True)
+                failures += 1
+        self._lost = f"its process ended {failures} times before it was ready"
 
     async def check_health(self) -> None:
-        """Serve replaces this replica when this raises: the process ended, or the rank lost its place in the group."""
+        """Serve replaces this replica when this raises."""
         if self._lost:
-            raise RuntimeError(f"{self._role} rank {self._rank}: {self._lost}; a new replica takes over")
-        self._child.check()
-        loop = asyncio.get_running_loop()
+            raise RuntimeError(f"{self._name}: {self._lost}; a new replica takes over")
+        url, now = self._place["url"], asyncio.get_running_loop().time()
+        if url is None:  # being started again
+            self._silent_since = None
+            return
         try:
-            async with self._session.get(self._place["url"] + "/ping") as answer:
+            async with self._session.get(url + "/ping") as answer:
                 await answer.read()
             self._silent_since = None
         except (aiohttp.ClientError, asyncio.TimeoutError) as e:
-            self._silent_since = self._silent_since or loop.time()
-            if loop.time() - self._silent_since > _SILENT_AFTER_S:
-                raise RuntimeError(f"{self._role} rank {self._rank} has answered nothing for {_SILENT_AFTER_S:.0f} s: {e}") from e
-
-    async def place(self) -> dict:
-        return self._place
+            self._silent_since = self._silent_since or now
+            if now - self._silent_since > _SILENT_AFTER_S:
+                raise RuntimeError(f"{self._name} has answered nothing for {_SILENT_AFTER_S:.0f} s: {e}") from e
 
     async def __del__(self) -> None:
-        """Serve calls it when the replica is taken down, after its own requests have ended."""
+        """Serve calls it when the replica is taken down."""
         if self._child is None:
             return
-        self._beats.cancel()
-        self._metrics.stop()
-        await self._child.drain(serve_patience_s())
-        await self._rendezvous.release.remote(self._replica)
+        for task in self._tasks[1:]:
+            task.cancel()
+        await self._child.drain(self._drain_s)  # the lease runs on: the rank is taken until its streams have ended
+        self._tasks[0].cancel()
+        await self._group.ask_if_alive("release", self._replica)
         await self._session.close()
-
-
-def serve_patience_s() -> float:
-    return float(os.environ.get("MANTA_RAY_DRAIN_S", "15"))
 
 
 def rank_deployment(config: RoleConfig) -> serve.Application:
@@ -129,14 +131,17 @@ def rank_deployment(config: RoleConfig) -> serve.Application:
     options.setdefault("max_ongoing_requests", 10**9)
     options.setdefault("health_check_period_s", 2)
     options.setdefault("health_check_timeout_s", 10)
-    options.setdefault("graceful_shutdown_timeout_s", 30)
+    # How long streams may go on when a changed configuration rolls. No request comes by a handle, so Serve need not wait.
+    options.setdefault("graceful_shutdown_timeout_s", _DRAIN_S)
+    options.setdefault("graceful_shutdown_wait_loop_s", _WAIT_LOOP_S)
     options.pop("request_router_config", None)  # the router's, see policy_of
     options["num_replicas"] = config.dp_size
     options["ray_actor_options"] = actor_options(config)
+    drain_s = max(1.0, float(options["graceful_shutdown_timeout_s"]) - float(options["graceful_shutdown_wait_loop_s"]) - 2)
     # Named after the group: a changed configuration is another deployment, whose ranks start while the old ones drain.
     # Replacing replicas one by one would leave a group in which no two ranks agree.
     name = f"{config.role.capitalize()}:{config.model_id}:{config.group.rsplit('-', 1)[-1]}"
-    return serve.deployment(RankServer, name=name, **options).bind(config.where, config.role, config.raw)
+    return serve.deployment(RankServer, name=name, **options).bind(config.where, config.role, config.raw, drain_s)
 
 
 def actor_options(config: RoleConfig) -> dict:
@@ -146,8 +151,8 @@ def actor_options(config: RoleConfig) -> dict:
     out.setdefault("num_gpus", float(os.environ.get("MANTA_RAY_NUM_GPUS", gpus)))
     if config.accelerator_type:
         out.setdefault("accelerator_type", config.accelerator_type)
-    environment = {**(out.get("runtime_env") or {}).get("env_vars", {}), **config.environment}
     runtime_env = {**config.runtime_env, **(out.get("runtime_env") or {})}
+    environment = {**(out.get("runtime_env") or {}).get("env_vars", {}), **config.environment}
     if environment:
         runtime_env["env_vars"] = environment
     if runtime_env:

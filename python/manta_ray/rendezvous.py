@@ -1,7 +1,7 @@
-"""One named actor per role: hands out DP ranks and keeps the coordinator process of the group.
+"""One named actor per group of ranks: hands out DP ranks and keeps the group's coordinator process.
 
 The coordinator lives here and not in rank 0, so that no rank is special: any of them may die and come back without the
-others losing their group.
+others losing their group. The actor is on the head node: what dies with a node of GPUs should be its ranks and nothing else.
 """
 
 import asyncio
@@ -10,25 +10,25 @@ import time
 import zlib
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from manta_ray.child import Child
 from manta_ray.config import manta_binary
 from manta_ray.rank_table import RankTable
 
 NAMESPACE = "manta"
-# Nobody asked for so long: the application is gone, and what it started must not outlive it.
-ABANDONED_AFTER_S = 30.0
-_BEAT_S = 1.0
+BEAT_S = 1.0
+LEASE_S = 5.0
+# Nobody needed the group for so long: the application is gone, and what it started must not outlive it.
+ABANDONED_AFTER_S = 15.0
 
 
 def actor_name(app: str, what: str) -> str:
     return f"manta:{app}:{what}"
 
 
-def group_port(host: str, app: str, role: str) -> int:
+def group_port(host: str, app: str, group: str) -> int:
     """The same port each time where it is free, so that an actor that was restarted is found where the ranks left it."""
-    preferred = 29550 + zlib.crc32(f"{app}/{role}".encode()) % 1000
+    preferred = 29550 + zlib.crc32(f"{app}/{group}".encode()) % 1000
     for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -42,63 +42,98 @@ def group_port(host: str, app: str, role: str) -> int:
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, max_concurrency=1000)
 class Rendezvous:
-    async def __init__(self, app: str, role: str, dp_size: int, ranks_per_node: int):
-        self._app, self._role, self._table = app, role, RankTable(dp_size, ranks_per_node)
-        self._host = ray.util.get_node_ip_address()
-        self._port = group_port(self._host, app, role)
+    async def __init__(self, app: str, group: str, dp_size: int, ranks_per_node: int):
+        self._name = actor_name(app, group)
+        self._group = group
+        born_again = ray.get_runtime_context().was_current_actor_reconstructed
+        self._table = RankTable(dp_size, ranks_per_node, LEASE_S, time.monotonic() + LEASE_S if born_again else 0.0)
+        host = ray.util.get_node_ip_address()
+        self._address = f"tcp:{host}:{group_port(host, app, group)}"
         self._places: dict[int, dict] = {}
-        self._last_asked = time.monotonic()
+        self._routers: dict[str, tuple] = {}  # by node: (url, when it was last heard of)
+        self._last_needed = time.monotonic()
         self._start_coordinator()
         self._watch = asyncio.get_running_loop().create_task(self._watch_forever())
 
     def _start_coordinator(self) -> None:
         self._coordinator = Child(
-            f"{self._role} coordinator",
-            [manta_binary(), "coordinator", "--listen", f"tcp:{self._host}:{self._port}"])
+            f"{self._group} coordinator", [manta_binary(), "coordinator", "--listen", self._address], has_ready_file=False)
 
     async def _watch_forever(self) -> None:
         while True:
-            await asyncio.sleep(_BEAT_S)
-            if time.monotonic() - self._last_asked > ABANDONED_AFTER_S:
+            await asyncio.sleep(BEAT_S)
+            if time.monotonic() - self._last_needed > ABANDONED_AFTER_S:
                 await self._coordinator.drain(2.0)
-                ray.kill(ray.get_actor(actor_name(self._app, self._role), namespace=NAMESPACE))
-            if self._coordinator.process.poll() is not None:
+                ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))
+            if not self._coordinator.alive:
                 self._start_coordinator()  # same port: the ranks connect again by themselves
 
-    def _asked(self) -> float:
-        self._last_asked = time.monotonic()
-        return self._last_asked
+    def _needed(self) -> float:
+        self._last_needed = time.monotonic()
+        return self._last_needed
 
     async def register(self, replica: str, node: str) -> int | None:
-        return self._table.register(replica, node, self._asked())
+        return self._table.register(replica, node, self._needed())
 
-    async def beat(self, replica: str, place: dict) -> dict:
+    async def beat(self, replica: str, node: str, rank: int, place: dict) -> dict:
         """A rank's lease and whereabouts; back comes the state of the group."""
-        alive = self._table.beat(replica, self._asked())
-        for rank, seat in self._table.seats.items():
-            if seat.replica == replica:
-                self._places[rank] = place
-        return {"alive": alive, "epoch": self._table.epoch, "coordinator": f"{self._host}:{self._port}"}
+        mine = self._table.claim(replica, node, rank, self._needed())
+        if mine:
+            self._places[rank] = place
+        return {"mine": mine, "epoch": self._table.epoch, "coordinator": self._address}
 
     async def release(self, replica: str) -> None:
-        self._asked()
         self._table.release(replica)
 
-    async def coordinator(self) -> dict:
-        self._asked()
-        return {"host": self._host, "port": self._port}
+    async def coordinator(self) -> str:
+        self._needed()
+        return self._address
+
+    async def follow(self, node: str, url: str | None, wanted: bool) -> str:
+        """A router's question where the coordinator is, and where that router itself is. A group that the routers want no more
+        ends when its ranks have."""
+        if wanted:
+            self._needed()
+        self._routers[node] = (url, time.monotonic())
+        return self._address
+
+    async def routers(self) -> list:
+        """The URLs of all nodes' routers."""
+        young = time.monotonic() - LEASE_S
+        return sorted(url for url, seen in self._routers.values() if url and seen > young)
 
     async def places(self) -> dict:
-        """Where the seated ranks are: {rank: {"host", "pid", "url", …}}."""
-        self._asked()
+        """Where the seated ranks are: {rank: {"host", "node", "pid", "url"}}."""
         self._table.expire(time.monotonic())
         return {rank: place for rank, place in sorted(self._places.items()) if rank in self._table.seats}
 
 
-def rendezvous(app: str, role: str, dp_size: int, ranks_per_node: int):
-    """The group's actor, made by whoever comes first, on its node. Detached: it must survive the replica that made it; it
-    ends by itself when nobody needs it any more."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return Rendezvous.options(
-        name=actor_name(app, role), namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
-        scheduling_strategy=here).remote(app, role, dp_size, ranks_per_node)
+class Group:
+    """The handle of a group's actor. Whoever comes first makes the actor; it is detached, because it must survive the replica
+    that made it, and ends by itself when nobody needs it any more."""
+
+    def __init__(self, app: str, group: str, dp_size: int, ranks_per_node: int):
+        self._arguments = (app, group, dp_size, ranks_per_node)
+        self._make()
+
+    def _make(self) -> None:
+        app, group, *_ = self._arguments
+        self._actor = Rendezvous.options(
+            name=actor_name(app, group), namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
+            resources={"node:__internal_head__": 0.001}).remote(*self._arguments)
+
+    async def ask(self, method: str, *arguments):
+        """Calls a method of the actor; one that has ended meanwhile is made anew."""
+        while True:
+            try:
+                return await getattr(self._actor, method).remote(*arguments)
+            except ray.exceptions.RayActorError:
+                await asyncio.sleep(BEAT_S)
+                self._make()
+
+    async def ask_if_alive(self, method: str, *arguments):
+        """None when the actor has ended."""
+        try:
+            return await getattr(self._actor, method).remote(*arguments)
+        except ray.exceptions.RayActorError:
+            return None
