@@ -23,9 +23,12 @@ class Child:
 
     def __init__(self, name: str, arguments: list, environment: dict | None = None, has_ready_file: bool = True):
         self.name = name
-        self._folder = tempfile.TemporaryDirectory(prefix="manta-ray-")
-        self._ready_file = os.path.join(self._folder.name, "ready.json")
-        command = [*arguments, *(["--ready-file", self._ready_file] if has_ready_file else [])]
+        self._folder = None
+        command = list(arguments)
+        if has_ready_file:
+            self._folder = tempfile.TemporaryDirectory(prefix="manta-ray-")
+            self._ready_file = os.path.join(self._folder.name, "ready.json")
+            command += ["--ready-file", self._ready_file]
         print(f"[{name}] {shlex.join(command)}", flush=True)
         self.process = subprocess.Popen(  # noqa: S603: the command is ours
             command, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
@@ -76,4 +79,5 @@ class Child:
                 print(f"[{self.name}] still busy after {patience_s:.0f} s: killed", flush=True)
                 self.process.kill()
         self.process.wait()
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()

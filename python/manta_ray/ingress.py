@@ -16,6 +16,7 @@ from manta_ray.router_host import RouterLease
 # Of one hop only (RFC 9110, 7.6.1); everything else passes.
 _HOP_HEADERS = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
                 "upgrade", "host", "content-length", "server", "date"}
+_ADDED_BY_SERVE = {"x-request-id"}  # the same one: the router takes it from the request
 _DIRECT_PORT = 8001
 # A router that is being replaced is waited for; nothing has been sent to it yet, so nothing is done twice.
 _PATIENCE_S = 15.0
@@ -49,7 +50,8 @@ class Ingress:
             answer = await self._send(request.method, path + query, body, _passed(request.headers))
         except (aiohttp.ClientError, asyncio.TimeoutError) as e:
             return _unavailable(f"the router of this node does not answer ({e or type(e).__name__}); try again")
-        return StreamingResponse(self._bytes(answer), answer.status, _passed(answer.headers))
+        headers = {k: v for k, v in _passed(answer.headers).items() if k.lower() not in _ADDED_BY_SERVE}
+        return StreamingResponse(self._bytes(answer), answer.status, headers)
 
     async def _send(self, method: str, path: str, body: bytes, headers: dict) -> aiohttp.ClientResponse:
         loop = asyncio.get_running_loop()

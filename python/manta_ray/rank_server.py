@@ -11,6 +11,7 @@ from ray import serve
 from manta_ray.child import Child
 from manta_ray.config import ConfigError, RoleConfig, manta_binary
 from manta_ray.metrics import MetricsRelay
+from manta_ray.node import this_node
 from manta_ray.rendezvous import BEAT_S, Group
 
 # A rank that is up but answers nobody for so long is replaced; shorter gaps belong to a group that forms again.
@@ -27,8 +28,8 @@ class RankServer:
         self._config = RoleConfig(where, role, raw)
         self._drain_s = drain_s
         self._replica = uuid.uuid4().hex
-        self._child, self._lost, self._silent_since = None, None, None
-        self._node, self._host = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        self._child, self._lost, self._silent_since, self._metrics = None, None, None, None
+        self._node, self._host = this_node()
         self._group = Group(serve.get_replica_context().app_name, self._config.group, self._config.dp_size, self._config.ranks_per_node)
         self._rank = await self._take_rank()
         self._name = f"{role} rank {self._rank}"
@@ -63,7 +64,10 @@ class RankServer:
     def _command(self) -> list:
         c = self._config
         # The API of a rank is for its router, which comes by the coordinator, and for this module.
-        return [manta_binary(), "serve", c.model_source, f"--served-model-name={c.model_id}", *c.rank_options(),
+        # On a CPU the ranks of a node share its cores; each would take all of them.
+        share = max(1, len(os.sched_getaffinity(0)) // c.ranks_per_node)
+        threads = [f"--cpu-threads={share}"] if not ray.get_gpu_ids() and "cpu_threads" not in c.engine_kwargs else []
+        return [manta_binary(), "serve", c.model_source, f"--served-model-name={c.model_id}", *c.rank_options(), *threads,
                 "--host=127.0.0.1", "--port=0", f"--coordinator={self._coordinator}", f"--data-parallel-rank={self._rank}"]
 
     def _environment(self) -> dict:
@@ -111,10 +115,11 @@ class RankServer:
 
     async def __del__(self) -> None:
         """Serve calls it when the replica is taken down."""
-        if self._child is None:
-            return
+        if self._metrics is None:
+            return  # it was never ready; what it started dies with it
         for task in self._tasks[1:]:
             task.cancel()
+        self._metrics.stop()
         await self._child.drain(self._drain_s)  # the lease runs on: the rank is taken until its streams have ended
         self._tasks[0].cancel()
         await self._group.ask_if_alive("release", self._replica)

@@ -13,6 +13,7 @@ import ray
 
 from manta_ray.child import Child
 from manta_ray.config import manta_binary
+from manta_ray.node import this_node
 from manta_ray.rank_table import RankTable
 
 NAMESPACE = "manta"
@@ -47,7 +48,7 @@ class Rendezvous:
         self._group = group
         born_again = ray.get_runtime_context().was_current_actor_reconstructed
         self._table = RankTable(dp_size, ranks_per_node, LEASE_S, time.monotonic() + LEASE_S if born_again else 0.0)
-        host = ray.util.get_node_ip_address()
+        _, host = this_node()
         self._address = f"tcp:{host}:{group_port(host, app, group)}"
         self._places: dict[int, dict] = {}
         self._routers: dict[str, tuple] = {}  # by node: (url, when it was last heard of)
@@ -65,6 +66,7 @@ class Rendezvous:
             if time.monotonic() - self._last_needed > ABANDONED_AFTER_S:
                 await self._coordinator.drain(2.0)
                 ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))
+                return
             if not self._coordinator.alive:
                 self._start_coordinator()  # same port: the ranks connect again by themselves
 

@@ -18,6 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from manta_ray.child import Child
 from manta_ray.config import manta_binary
+from manta_ray.metrics import MetricsRelay
+from manta_ray.node import this_node
 from manta_ray.rendezvous import BEAT_S, NAMESPACE, Group, actor_name
 
 _LEASE_S = 15.0
@@ -28,7 +30,7 @@ _DRAIN_S = 60.0
 class RouterHost:
     async def __init__(self, app: str, name: str):
         self._app, self._name = app, name
-        self._node, self._host = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        self._node, self._host = this_node()
         self._plan, self._child, self._url = None, None, None
         self._groups: dict[str, tuple] = {}  # every group this application has had: name -> (role, its handle)
         self._lease_ends: dict[str, float] = {}
@@ -39,6 +41,8 @@ class RouterHost:
         self._drains: set = set()
         self._lock = asyncio.Lock()  # one hand on the child
         self._watch = asyncio.get_running_loop().create_task(self._watch_forever())
+        # Its own counters; what else is on its page are the ranks', who report themselves.
+        self._metrics = MetricsRelay(lambda: self._url, {"role": "router", "app": app, "node": self._host}, "manta_router_")
 
     async def beat(self, replica: str, plan: dict) -> dict:
         """Renews a replica's lease; the newest plan wins. Back comes where the router listens, once it does."""
@@ -72,7 +76,7 @@ class RouterHost:
 
     def _command(self, plan: dict) -> list:
         # A cluster that keeps to loopback keeps its routers there too.
-        host = "127.0.0.1" if self._host.startswith("127.") else "0.0.0.0"  # noqa: S104: the front door
+        host = self._host if self._host.startswith("127.") else "0.0.0.0"  # noqa: S104: the front door
         return [manta_binary(), "router", *plan["options"], f"--host={host}", f"--port={plan['direct_port']}",
                 f"--endpoints={self._endpoints}"]
 
@@ -131,7 +135,9 @@ class RouterHost:
             if time.monotonic() > self._last_lease_end:
                 if self._child is not None:
                     await self._child.drain(_DRAIN_S)
+                self._folder.cleanup()
                 ray.kill(ray.get_actor(self._name, namespace=NAMESPACE))
+                return
             # Beside this loop: a router may wait for its ranks for minutes, leases end all the same.
             if looking is not None and looking.done() and looking.exception():
                 print(f"[router] {looking.exception()}", flush=True)

@@ -1,22 +1,26 @@
 """A Ray cluster of one machine for the tests, started with the lines that users type, and ended by process id: `ray stop` would
-end every Ray on the machine by name."""
+end every Ray on the machine by name.
+
+MANTA_RAY_VENV is a venv with Ray and the wheel of manta in it. Without it these tests are skipped."""
 
 import contextlib
+import json
 import os
 import pathlib
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 
+import httpx
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BIN = pathlib.Path(sys.executable).parent
+VENV = os.environ.get("MANTA_RAY_VENV")
+# Ray takes 127.0.0.1 for "wherever I am" and goes to the network; this one it takes as it is.
+LOOPBACK = "127.0.0.2"
+BIN = pathlib.Path(VENV or "/nonexistent") / "bin"
 
 
 def free_port() -> int:
@@ -35,97 +39,123 @@ def processes_with(marker: str):
                 yield int(entry.name)
 
 
-class Cluster:
-    """`with Cluster({"prefill": 2, "decode": 2}) as c: c.deploy(config)`."""
+def wait_for(condition, timeout, what):
+    """What the condition returned once it was true; `what` may be a function that describes the state."""
+    end = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not within {timeout} s: {what() if callable(what) else what}"
+        time.sleep(0.1)  # asks again: there is nothing to be notified by
+    return found
 
-    def __init__(self, resources: dict):
-        self.resources = resources
+
+def status_of(url: str) -> int:
+    """0: nobody answers."""
+    try:
+        return httpx.get(url, timeout=10).status_code
+    except httpx.HTTPError:
+        return 0
+
+
+class Cluster:
+    """`with Cluster({"prefill": 2, "decode": 2}) as c: c.run(config)`."""
+
+    def __init__(self, resources: dict, num_cpus: int = 4):
+        self.resources, self.num_cpus, self._serve = resources, num_cpus, None
 
     def __enter__(self):
         # Unix socket names under it must stay below 108 characters.
-        self._folder = tempfile.TemporaryDirectory(prefix="mr-", dir="/tmp")  # noqa: S108
+        self._folder = tempfile.TemporaryDirectory(prefix="mr-", dir="/tmp", ignore_cleanup_errors=True)
         self.marker = self._folder.name
-        self.port = free_port()
+        self.address = f"{LOOPBACK}:{free_port()}"
+        self.dashboard = f"http://127.0.0.1:{free_port()}"
+        self.http_port, self.direct_port, self.metrics_port = free_port(), free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.http_port}"
+        self.direct_url = f"http://{LOOPBACK}:{self.direct_port}"
         self.env = {
-            **os.environ, "RAY_ADDRESS": f"127.0.0.1:{self.port}", "MANTA_TEST_MARK": self.marker, "MANTA_RAY_NUM_GPUS": "0",
-            "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-            "MANTA_RAY_DRAIN_S": "10",
-        }
-        self._run("ray", "start", "--head", f"--port={self.port}", f"--temp-dir={self.marker}", "--num-cpus=4",
-                  "--include-dashboard=false", "--disable-usage-stats", "--node-ip-address=127.0.0.1",
-                  "--object-store-memory=100000000", f"--resources={yaml.safe_dump(self.resources, default_flow_style=True).strip()}"
-                  .replace("'", '"'))
+            **os.environ, "RAY_ADDRESS": self.address, "MANTA_TEST_MARK": self.marker, "MANTA_RAY_NUM_GPUS": "0",
+            "MANTA_RAY_DIRECT_PORT": str(self.direct_port), "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": self.marker}
+        gcs, dashboard = (where.rsplit(":", 1)[1] for where in (self.address, self.dashboard))
+        self._do("ray", "start", "--head", f"--resources={json.dumps(self.resources)}", f"--num-cpus={self.num_cpus}",
+                 f"--node-ip-address={LOOPBACK}", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={self.marker}",
+                 f"--metrics-export-port={self.metrics_port}", f"--dashboard-agent-listen-port={free_port()}",
+                 f"--ray-client-server-port={free_port()}", "--object-store-memory=100000000", "--disable-usage-stats")
         return self
 
-    def _run(self, *command, timeout=120):
+    def _do(self, *command, timeout=120):
         done = subprocess.run([str(BIN / command[0]), *command[1:]], env=self.env, cwd=ROOT, capture_output=True, text=True,
                               timeout=timeout)
         assert done.returncode == 0, f"{command}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 
-    def deploy(self, config: dict, timeout=180) -> str:
-        """`serve run FILE` in the background; the URL of Ray's HTTP port once the application runs."""
-        self.http_port = free_port()
-        config = {**config, "http_options": {"host": "127.0.0.1", "port": self.http_port}}
+    def _write(self, config: dict) -> str:
         path = pathlib.Path(self.marker) / "pd.yaml"
-        path.write_text(yaml.safe_dump(config))
-        self._log = open(pathlib.Path(self.marker) / "serve.log", "w")  # noqa: SIM115: closed at the end
-        self._serve = subprocess.Popen([str(BIN / "serve"), "run", str(path)], env=self.env, cwd=ROOT, stdout=self._log,
-                                       stderr=subprocess.STDOUT, start_new_session=True)
-        self.url = f"http://127.0.0.1:{self.http_port}"
-        self.wait_for(lambda: get(self.url + "/health")[0] == 200, timeout, "the application does not come up")
-        return self.url
+        path.write_text(yaml.safe_dump({**config, "http_options": {"host": "127.0.0.1", "port": self.http_port}}, sort_keys=False))
+        return str(path)
 
-    def wait_for(self, condition, timeout, what):
-        end = time.monotonic() + timeout
-        while not condition():
-            code = self._serve.poll()
-            assert code in (None, 0), f"serve run ended with {code}:\n{self.log()}"
-            assert time.monotonic() < end, f"{what} within {timeout} s:\n{self.log()}"
-            time.sleep(0.2)  # asks again: there is nothing to be notified by
+    def run(self, config: dict, timeout=180):
+        """`serve run FILE`, until the applications run."""
+        path = self._write(config)
+        with open(pathlib.Path(self.marker) / "serve.log", "w") as log:
+            self._serve = subprocess.Popen([str(BIN / "serve"), "run", path], env=self.env, cwd=ROOT, stdout=log,
+                                           stderr=subprocess.STDOUT, start_new_session=True)
+        self.wait_running(timeout)
+
+    def deploy(self, config: dict, timeout=180):
+        """`serve deploy FILE`, until the applications run."""
+        self._do("serve", "deploy", "-a", self.dashboard, self._write(config))
+        self.wait_running(timeout)
+
+    def status(self) -> dict:
+        return yaml.safe_load(self._do("serve", "status", "-a", self.dashboard)).get("applications") or {}
+
+    def rest(self) -> dict:
+        """The same, and more, over HTTP: much quicker than a Python that imports Ray."""
+        return httpx.get(self.dashboard + "/api/serve/applications/", timeout=30).json().get("applications") or {}
+
+    def wait_running(self, timeout=180):
+        def running():
+            if self._serve is not None:
+                assert self._serve.poll() in (None, 0), f"serve run ended:\n{self.log()}"
+            with contextlib.suppress(httpx.HTTPError, ValueError):
+                found = self.rest()
+                return found and all(app["status"] == "RUNNING" for app in found.values())
+        wait_for(running, timeout, self.log)
+
+    def logs(self) -> dict:
+        """{file name: text} of Ray's log folder."""
+        folder = pathlib.Path(self.marker) / "session_latest/logs"
+        return {p.name: p.read_text(errors="replace") for p in folder.rglob("*") if p.is_file()}
 
     def log(self) -> str:
-        out = []
-        for path in sorted(pathlib.Path(self.marker).glob("session_latest/logs/**/*")) + [pathlib.Path(self.marker) / "serve.log"]:
-            if path.is_file() and (path.suffix in (".err", ".out") or "serve" in path.name):
-                text = path.read_text(errors="replace")[-1500:]
-                if text.strip():
-                    out.append(f"--- {path.name}\n{text}")
-        return "\n".join(out)[-20000:]
+        out = [f"--- {name}\n{text[-3000:]}" for name, text in sorted(self.logs().items())
+               if text.strip() and (name.startswith("worker") or "replica" in name or "controller" in name)]
+        with contextlib.suppress(OSError):
+            out.append((pathlib.Path(self.marker) / "serve.log").read_text()[-3000:])
+        return "\n".join(out)[-30000:]
 
     def shutdown_serve(self):
-        self._run("serve", "shutdown", "-y")
-        self._serve.wait(timeout=60)
+        self._do("serve", "shutdown", "-y", "-a", self.dashboard)
+        if self._serve is not None:
+            self._serve.terminate()
+            self._serve.wait(timeout=60)
 
-    def manta_processes(self):
+    def processes(self, *words):
+        """Ids of this cluster's processes whose command line begins so ("manta engine"; the first word without its folder)."""
         out = []
         for pid in processes_with(self.marker):
             with contextlib.suppress(OSError):
-                command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if pathlib.Path(command[0].decode()).name == "manta":
-                    out.append((pid, [part.decode() for part in command[1:] if part]))
-        return out
+                command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                command = [os.path.basename(command[0]), *command[1:]]
+                if " ".join(command).startswith(" ".join(words)):
+                    out.append(pid)
+        return sorted(out)
 
     def __exit__(self, *_):
-        with contextlib.suppress(AttributeError):
-            self._serve.send_signal(signal.SIGTERM)
         for sig in (signal.SIGTERM, signal.SIGKILL):
             for pid in list(processes_with(self.marker)):
                 with contextlib.suppress(OSError):
                     os.kill(pid, sig)
-            end = time.monotonic() + 10
+            end = time.monotonic() + 4
             while list(processes_with(self.marker)) and time.monotonic() < end:
                 time.sleep(0.1)
-        with contextlib.suppress(OSError):
-            self._folder.cleanup()
-
-
-def get(url: str, timeout=5):
-    """(status, body); (0, reason) when nobody answers."""
-    try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as e:
-        return e.code, e.read().decode()
-    except (OSError, urllib.error.URLError) as e:
-        return 0, str(e)
+        self._folder.cleanup()

@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from manta_ray.config import ConfigError, RoleConfig, check_keys, merged
+from manta_ray.config import ConfigError, RoleConfig, check_keys
 
 ROLE = {
     "model_loading_config": {"model_id": "tiny", "model_source": "models/tiny-v3"},
@@ -15,13 +15,32 @@ ROLE = {
 
 
 def role(**changes):
-    raw = merged(copy.deepcopy(ROLE), changes)
+    raw = copy.deepcopy(ROLE)
+    for key, value in changes.items():
+        raw[key] = {**raw.get(key, {}), **value} if isinstance(value, dict) else value
     return RoleConfig("decode_config", "decode", raw)
 
 
 def test_engine_kwargs_become_options():
-    assert role().flags() == ["--data-parallel-size", "4", "--enable-expert-parallel", "--no-enable-prefix-caching",
-                              "--kv-transfer-config", '{"kv_connector": "NixlConnector"}']
+    assert role().rank_options() == ["--data-parallel-size=4", "--enable-expert-parallel", "--no-enable-prefix-caching",
+                                     '--kv-transfer-config={"kv_connector": "NixlConnector"}']
+
+
+def test_what_guards_the_door_goes_to_the_router_and_secrets_go_nowhere_visible():
+    guarded = role(engine_kwargs={"api_key": "s3cret", "ssl_keyfile": "/k.pem"})
+    assert "--ssl-keyfile=/k.pem" in guarded.router_options()
+    assert not any("ssl" in option for option in guarded.rank_options())
+    assert "s3cret" not in " ".join([*guarded.router_options(), *guarded.rank_options()])
+    assert guarded.environment["MANTA_API_KEY"] == "s3cret"
+
+
+def test_the_side_channel_takes_any_port_unless_one_is_named():
+    host, port = "VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT"
+    assert role().side_channel("10.0.0.7") == {host: "10.0.0.7", port: "0"}
+    assert role(experimental_configs={"NIXL_SIDE_CHANNEL_PORT_BASE": 22000}).side_channel("10.0.0.7")[port] == "22000"
+    assert role(runtime_env={"env_vars": {port: 23000}}).side_channel("10.0.0.7") == {host: "10.0.0.7"}
+    assert role(engine_kwargs={"nixl_side_channel_port": 5}).side_channel("10.0.0.7") == {host: "10.0.0.7"}
+    assert role(engine_kwargs={"kv_transfer_config": None}).side_channel("10.0.0.7") == {}
 
 
 def test_variables_are_text():
@@ -36,6 +55,8 @@ def test_variables_are_text():
     ({"engine_kwargs": {"data_parallel_size": "many"}}, "data_parallel_size: 'many'; a whole number"),
     ({"experimental_configs": {"dp_size_per_node": 3}}, "dp_size_per_node: 3 does not divide engine_kwargs.data_parallel_size 4"),
     ({"llm_engine": "other"}, "llm_engine: 'other'"),
+    ({"engine_kwargs": {"port": 80}}, "decode_config.engine_kwargs.port: Ray's http_options.port"),
+    ({"engine_kwargs": {"data_parallel_rank": 1}}, "given out to the Serve replicas; leave it out"),
 ])
 def test_what_cannot_be_is_named(changes, says):
     with pytest.raises(ConfigError) as refused:

@@ -1,70 +1,221 @@
-"""`serve run pd.yaml` on one machine: the seed's file with counts changed, a real client, and nothing left behind."""
+"""`serve run pd.yaml` on one machine: deploy/pd.yaml with counts changed, real clients, killed processes, changed
+configurations, and nothing left behind."""
 
+import concurrent.futures
+import copy
+import json
 import os
+import signal
+import threading
 
-import openai
+import httpx
 import pytest
-import yaml
-from cluster import ROOT, Cluster, get
+from cluster import LOOPBACK, ROOT, VENV, Cluster, processes_with, status_of, wait_for
+from deployment import Deployment
+from pd_file import MODEL, meaningful, scaled
 
-PROMPT = [{"role": "user", "content": "What is 17 + 25?"}]
+pytestmark = pytest.mark.skipif(VENV is None, reason="MANTA_RAY_VENV is not set: ./dev test ray")
 
-
-def pd_config(prefill=2, decode=2) -> dict:
-    """deploy/pd.yaml with only model_source, counts and replica numbers changed."""
-    config = yaml.safe_load((ROOT / "deploy/pd.yaml").read_text())
-    args = config["applications"][0]["args"]
-    for role, size in (("prefill_config", prefill), ("decode_config", decode)):
-        args[role]["model_loading_config"]["model_source"] = str(ROOT / "models/tiny-v3")
-        kwargs = args[role]["engine_kwargs"]
-        kwargs.update(data_parallel_size=size, max_model_len=2048, max_num_seqs=32)
-        kwargs["eplb_config"]["num_redundant_experts"] = size
-        args[role]["experimental_configs"]["dp_size_per_node"] = size
-        args[role]["runtime_env"]["env_vars"]["GLOO_SOCKET_IFNAME"] = "lo"
-    args["ingress_deployment_config"]["autoscaling_config"] = {"min_replicas": 1, "max_replicas": 1}
-    args["direct_port"] = 0
-    return config
+PROMPTS = ["What is 17 + 25?", "What is the capital of France?", "Sort 5 2 9 1.", "Say nothing."]
+LONG = {"prompt": [5, 6, 7, 8, 9], "max_tokens": 400, "ignore_eos": True, "temperature": 0, "stream": True}
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    with Cluster({"prefill": 2, "decode": 2}) as c:
-        c.deploy(pd_config())
+    # Room for a second group of each role: a changed configuration starts beside the old one.
+    with Cluster({"prefill": 4, "decode": 4}) as c:
+        c.run(meaningful(scaled()))
         yield c
 
 
-def answer(url: str, stream: bool) -> str:
-    client = openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=60)
-    given = client.chat.completions.create(model="deepseek", messages=PROMPT, temperature=0, max_tokens=24, stream=stream)
+def chat(url, content, model="deepseek", stream=False):
+    body = {"model": model, "temperature": 0, "max_tokens": 24, "messages": [{"role": "user", "content": content}], "stream": stream}
     if not stream:
-        return given.choices[0].message.content
-    return "".join(chunk.choices[0].delta.content or "" for chunk in given if chunk.choices)
+        answer = httpx.post(url + "/v1/chat/completions", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"][0]["message"]["content"]
+    with httpx.stream("POST", url + "/v1/chat/completions", json=body, timeout=60) as answer:
+        assert answer.status_code == 200, answer.read()
+        events = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
+    assert events.count("[DONE]") == 1 and events[-1] == "[DONE]"
+    return "".join(json.loads(e)["choices"][0]["delta"].get("content") or "" for e in events[:-1])
 
 
-def direct_url(cluster) -> str:
-    status, body = get(cluster.url + "/manta/endpoints")
-    assert status == 200, body
-    return yaml.safe_load(body)["direct"]
+def stream_text(url, on_chunk=None):
+    """The text of LONG; fails unless the stream is whole."""
+    text, events = "", 0
+    with httpx.stream("POST", url + "/v1/completions", json={**LONG, "model": "deepseek"}, timeout=120) as answer:
+        assert answer.status_code == 200, answer.read()
+        for line in answer.iter_lines():
+            if line == "data: [DONE]":
+                return text
+            if line.startswith("data: "):
+                event = json.loads(line[6:])
+                assert "error" not in event, event
+                text += event["choices"][0]["text"]
+                events += 1
+                if on_chunk:
+                    on_chunk(events)
+    raise AssertionError(f"the stream ended after {len(text)} characters without [DONE]")
 
 
-def test_both_ports_answer_alike_streamed_or_not(cluster):
-    texts = {answer(url, stream) for url in (cluster.url, direct_url(cluster)) for stream in (True, False)}
-    assert len(texts) == 1 and texts != {""}
+class Streams:
+    """`with Streams(urls): …` runs a stream to each URL, the body begins when all have begun; at the end each has given the
+    text that an undisturbed one gives."""
+
+    def __init__(self, urls):
+        self._urls = urls
+        self._pool = concurrent.futures.ThreadPoolExecutor(len(urls))
+
+    def __enter__(self):
+        self._expected = stream_text(self._urls[0])
+        begun = threading.Semaphore(0)
+        self._running = [self._pool.submit(stream_text, url, lambda n: n == 3 and begun.release()) for url in self._urls]
+        for _ in self._urls:
+            assert begun.acquire(timeout=60)
+
+    def __exit__(self, kind, *_):
+        texts = [r.result(timeout=180) if kind is None else None for r in self._running]
+        self._pool.shutdown(wait=kind is None)
+        assert kind is not None or texts == [self._expected] * len(texts)
 
 
-def test_one_engine_per_rank_pinned_to_its_role(cluster):
-    engines = [args for _, args in cluster.manta_processes() if args[0] == "engine"]
-    assert len(engines) == 4
+def at_full_size(cluster, num_ranks=4):
+    def full():
+        answer = httpx.get(cluster.direct_url + "/health", timeout=10)
+        return answer.status_code == 200 and sum(
+            rank["ready"] for role in answer.json()["roles"] for api in role["apis"] for rank in api.get("ranks", [])) == num_ranks
+    wait_for(full, 60, lambda: httpx.get(cluster.direct_url + "/health").text)
 
 
-def test_a_killed_engine_is_replaced(cluster):
-    before = answer(cluster.url, False)
-    pid = next(pid for pid, args in cluster.manta_processes() if args[0] == "engine")
-    os.kill(pid, 9)
-    cluster.wait_for(lambda: get(cluster.url + "/health")[0] == 200, 60, "full size again")
-    assert answer(cluster.url, False) == before
+def test_both_ports_give_the_tokens_of_one_engine(cluster):
+    with Deployment() as alone:
+        expected = [chat(alone.url, prompt, MODEL.removeprefix(str(ROOT) + "/")) for prompt in PROMPTS]
+    for url in (cluster.url, cluster.direct_url):
+        for stream in (False, True):
+            assert [chat(url, prompt, stream=stream) for prompt in PROMPTS] == expected
+
+
+def test_one_engine_per_rank_and_the_direct_port_in_serve_status(cluster):
+    assert len(cluster.processes("manta engine")) == 4
+    status = cluster.status()["deepseek-pd-wide-ep"]
+    assert status["status"] == "RUNNING"
+    names = list(status["deployments"])
+    assert [name.split(":")[0] for name in names] == ["Prefill", "Decode", "Ingress"]
+    assert names[-1] == f"Ingress:direct-port-{cluster.direct_port}"
+    assert httpx.get(cluster.url + "/manta/endpoints").json()["direct"] == [cluster.direct_url]
+
+
+def test_blocks_go_from_prefill_to_decode(cluster):
+    def sent():
+        return sum(float(line.rsplit(" ", 1)[1]) for line in httpx.get(cluster.direct_url + "/metrics").text.splitlines()
+                   if line.startswith("manta_kv_transfer_bytes_total") and 'role="decode"' in line and 'side="received"' in line)
+    before = sent()
+    chat(cluster.url, "A prompt nobody has asked before: 31 + 14?")
+    assert sent() > before
+
+
+def test_errors_and_ids_pass_through(cluster):
+    answer = httpx.post(cluster.url + "/v1/completions", json={"model": "deepseek", "prompt": "x", "temperature": 99},
+                        headers={"X-Request-Id": "mine"})
+    assert answer.status_code == 400 and "temperature" in answer.json()["error"]["message"]
+    assert answer.headers.get_list("x-request-id") == ["mine"]
+    assert httpx.post(cluster.url + "/v1/completions", json={"model": "other", "prompt": "x"}).status_code == 404
+    assert httpx.get(cluster.url + "/v1/models").json()["data"][0]["id"] == "deepseek"
+
+
+def test_metrics_of_every_rank_are_with_rays_agent(cluster):
+    def seen():
+        page = httpx.get(f"http://{LOOPBACK}:{cluster.metrics_port}/metrics").text.splitlines()
+        ranks = {(role, rank) for role in ("prefill", "decode") for rank in "01" for line in page
+                 if line.startswith("ray_vllm_generation_tokens_total{") and f'node="{LOOPBACK}"' in line
+                 and f'role="{role}"' in line and f'rank="{rank}"' in line}
+        return len(ranks) == 4 and all(any(line.startswith(name + "{") for line in page) for name in (
+            "ray_vllm_time_to_first_token_seconds_bucket", "ray_manta_router_requests_total"))
+    wait_for(seen, 60, "metrics of four ranks and the router")
+
+
+def test_lines_of_the_processes_are_in_rays_log_folder(cluster):
+    text = "\n".join(text for name, text in cluster.logs().items() if name.startswith("worker"))
+    for line in ("[prefill rank 0] ready at", "[decode rank 1] ready at", f"[router] direct port: {cluster.direct_url}"):
+        assert line in text
+    assert "all 2 ranks are there" in text  # the coordinator's own
+
+
+def actor_of(pid):
+    with open(f"/proc/{pid}/stat") as stat:
+        return int(stat.read().rsplit(")", 1)[1].split()[1])
+
+
+@pytest.mark.parametrize("victim", ["engine", "serve", "actor", "coordinator"])
+def test_streams_go_on_when_a_process_is_killed(cluster, victim):
+    at_full_size(cluster)
+    with Streams([cluster.url, cluster.direct_url] * 2):
+        before = cluster.processes("manta serve")
+        pid = cluster.processes("manta " + ("serve" if victim == "actor" else victim))[-1]
+        os.kill(actor_of(pid) if victim == "actor" else pid, signal.SIGKILL)
+        wait_for(lambda: not any(p == pid for p in processes_with(cluster.marker)), 15, "it ends")
+        wait_for(lambda: status_of(cluster.url + "/health") == 200, 15, "served again")
+    at_full_size(cluster)
+    if victim in ("engine", "coordinator"):
+        assert cluster.processes("manta serve") == before  # nobody else was touched
+
+
+def test_a_changed_configuration_rolls_without_dropping_streams(cluster):
+    old = set(cluster.processes("manta engine"))
+    router = cluster.processes("manta router")
+    config = meaningful(scaled())
+    for role in ("prefill_config", "decode_config"):
+        config["applications"][0]["args"][role]["engine_kwargs"]["max_num_seqs"] = 12
+    with Streams([cluster.url, cluster.direct_url] * 2):
+        cluster.deploy(config)
+        wait_for(lambda: not old & set(cluster.processes("manta engine")), 60, "the old ranks end")
+    at_full_size(cluster)
+    assert cluster.processes("manta router") == router
+    assert chat(cluster.url, PROMPTS[0])
+
+
+def test_a_second_application_beside_it(cluster):
+    config = meaningful(scaled())
+    role = copy.deepcopy(config["applications"][0]["args"]["decode_config"])
+    role["model_loading_config"]["model_id"] = "second"
+    role["engine_kwargs"].update(data_parallel_size=1, enable_eplb=False, kv_transfer_config=None)
+    role["engine_kwargs"].pop("eplb_config")
+    role["experimental_configs"] = {}
+    role["runtime_env"]["env_vars"].pop("VLLM_ALL2ALL_BACKEND")
+    config["applications"].append({
+        "name": "second", "route_prefix": "/two", "import_path": "pd_dpep_builder:build_dp_openai_app",
+        "args": {"llm_config": role, "direct_port": 0,
+                 "ingress_deployment_config": {"autoscaling_config": {
+                     "min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 2, "metrics_interval_s": 0.5,
+                     "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 2}}}})
+    cluster.deploy(config)
+    assert chat(cluster.url + "/two", PROMPTS[0], "second") == chat(cluster.url, PROMPTS[0])
+    direct, = httpx.get(cluster.url + "/two/manta/endpoints").json()["direct"]
+    assert chat(direct, PROMPTS[0], "second") == chat(cluster.url, PROMPTS[0])
+
+
+def test_the_front_door_scales_with_what_is_under_way(cluster):
+    def replicas():
+        return len([r for r in cluster.rest()["second"]["deployments"]["Ingress"]["replicas"] if r["state"] == "RUNNING"])
+    assert replicas() == 1
+    asked_enough = threading.Event()
+
+    def ask():
+        while not asked_enough.is_set():
+            body = {"model": "second", "prompt": [5, 6], "max_tokens": 200, "ignore_eos": True}
+            assert httpx.post(cluster.url + "/two/v1/completions", json=body, timeout=120).status_code == 200
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        asking = [pool.submit(ask) for _ in range(12)]
+        try:
+            wait_for(lambda: replicas() == 3, 90, replicas)
+        finally:
+            asked_enough.set()
+        for one in asking:
+            one.result(timeout=120)
+    wait_for(lambda: replicas() == 1, 90, replicas)
 
 
 def test_shutdown_leaves_no_process(cluster):
     cluster.shutdown_serve()
-    cluster.wait_for(lambda: not cluster.manta_processes(), 60, "processes of manta end")
+    wait_for(lambda: not cluster.processes("manta"), 90, lambda: cluster.processes("manta"))
