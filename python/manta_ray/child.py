@@ -1,13 +1,16 @@
 """A `manta` process that belongs to a Ray actor: it dies with the actor, says where it listens, and is drained at the end."""
 
 import asyncio
+import collections
 import ctypes
 import json
 import os
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -19,7 +22,8 @@ def _die_with_parent() -> None:
 
 
 class Child:
-    """stdout and stderr are the actor's own, so that every line lands in Ray's log folder and on the actor's page."""
+    """What it prints goes where the actor's own output goes, so that every line lands in Ray's log folder and on the actor's
+    page; its last log lines are kept, for the error that `serve status` shows."""
 
     def __init__(self, name: str, arguments: list, environment: dict | None = None, has_ready_file: bool = True):
         self.name = name
@@ -31,7 +35,18 @@ class Child:
             command += ["--ready-file", self._ready_file]
         print(f"[{name}] {shlex.join(command)}", flush=True)
         self.process = subprocess.Popen(  # noqa: S603: the command is ours
-            command, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
+            command, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=_die_with_parent)
+        self._last_lines = collections.deque(maxlen=5)
+        self._pump = threading.Thread(target=self._pass_on, daemon=True)
+        self._pump.start()
+
+    def _pass_on(self) -> None:
+        with self.process.stderr as lines:
+            for line in lines:
+                text = line.decode(errors="replace")
+                self._last_lines.append(text.strip())
+                sys.stderr.write(text)
+                sys.stderr.flush()
 
     @property
     def pid(self) -> int:
@@ -65,8 +80,9 @@ class Child:
             except FileNotFoundError:
                 pass  # written under another name and renamed: it is whole once it is here
             if not self.alive:
-                raise RuntimeError(f"{self.name} (pid {self.pid}) ended with exit code {self.process.returncode} before it was ready; "
-                                   "its last lines are in this actor's log")
+                self._pump.join(1.0)  # its children may hold the other end a moment longer
+                raise RuntimeError(f"{self.name} (pid {self.pid}) ended with exit code {self.process.returncode} before it was ready: "
+                                   + " | ".join(line for line in self._last_lines if line))
             await asyncio.sleep(0.05)
 
     async def drain(self, patience_s: float) -> None:

@@ -29,6 +29,13 @@ OWNED_KEYS = {
 }
 # Of the front door: the ranks' own ports are on loopback, behind it.
 FRONT_DOOR_KEYS = {"api_key", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"}
+# Of engines alone. The router would take them, but a change of one of them should leave it, and its streams, where they are.
+ENGINE_KEYS = {
+    "max_num_seqs", "max_num_batched_tokens", "cpu_threads", "gpu_memory_utilization", "kv_cache_memory_bytes", "block_size",
+    "enable_prefix_caching", "async_scheduling", "enforce_eager", "compilation_config", "speculative_config", "kv_transfer_config",
+    "data_parallel_size", "tensor_parallel_size", "enable_expert_parallel", "all2all_backend", "enable_eplb", "eplb_config",
+    "enable_dbo", "dbo_decode_token_threshold", "dbo_prefill_token_threshold",
+}
 # Not on a command line, where everybody on the machine could read them.
 SECRET_KEYS = {"api_key": "MANTA_API_KEY", "hf_token": "HF_TOKEN"}
 
@@ -133,7 +140,8 @@ class RoleConfig:
 
     def router_options(self) -> list:
         """What the router is told when this role answers the clients: it renders prompts and guards the door as it would."""
-        return [*options_of({k: v for k, v in self.engine_kwargs.items() if k not in SECRET_KEYS}), *self._tokenizer()]
+        kept = {k: v for k, v in self.engine_kwargs.items() if k not in ENGINE_KEYS | SECRET_KEYS.keys()}
+        return [*options_of(kept), *self._tokenizer()]
 
     def _tokenizer(self) -> list:
         return [f"--tokenizer={self.tokenizer_source}"] if self.tokenizer_source else []

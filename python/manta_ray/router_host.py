@@ -59,7 +59,7 @@ class RouterHost:
     async def routers(self) -> list:
         """Direct URLs of this application on all nodes."""
         _, group = self._groups[next(reversed(self._plan["roles"].values()))["group"]]
-        return await group.ask("routers")
+        return sorted({*await group.ask("routers"), *([self._url] if self._url else [])})
 
     async def _follow(self, plan: dict) -> None:
         before = self._plan

@@ -100,9 +100,12 @@ class Cluster:
                                            stderr=subprocess.STDOUT, start_new_session=True)
         self.wait_running(timeout)
 
-    def deploy(self, config: dict, timeout=180):
-        """`serve deploy FILE`, until the applications run."""
+    def send(self, config: dict):
+        """`serve deploy FILE`."""
         self._do("serve", "deploy", "-a", self.dashboard, self._write(config))
+
+    def deploy(self, config: dict, timeout=180):
+        self.send(config)
         self.wait_running(timeout)
 
     def status(self) -> dict:
@@ -118,6 +121,7 @@ class Cluster:
                 assert self._serve.poll() in (None, 0), f"serve run ended:\n{self.log()}"
             with contextlib.suppress(httpx.HTTPError, ValueError):
                 found = self.rest()
+                assert not any(app["status"] == "DEPLOY_FAILED" for app in found.values()), self.log()
                 return found and all(app["status"] == "RUNNING" for app in found.values())
         wait_for(running, timeout, self.log)
 

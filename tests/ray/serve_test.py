@@ -175,21 +175,32 @@ def test_a_changed_configuration_rolls_without_dropping_streams(cluster):
     assert chat(cluster.url, PROMPTS[0])
 
 
-def test_a_second_application_beside_it(cluster):
-    config = meaningful(scaled())
+def with_a_second(config, **settings):
+    """And an application of one rank, behind /two, whose front door scales."""
     role = copy.deepcopy(config["applications"][0]["args"]["decode_config"])
     role["model_loading_config"]["model_id"] = "second"
-    role["engine_kwargs"].update(data_parallel_size=1, enable_eplb=False, kv_transfer_config=None)
-    role["engine_kwargs"].pop("eplb_config")
-    role["experimental_configs"] = {}
-    role["runtime_env"]["env_vars"].pop("VLLM_ALL2ALL_BACKEND")
+    role.update(engine_kwargs={"max_model_len": 2048, "max_num_seqs": 16, **settings}, experimental_configs={}, runtime_env={})
     config["applications"].append({
         "name": "second", "route_prefix": "/two", "import_path": "pd_dpep_builder:build_dp_openai_app",
         "args": {"llm_config": role, "direct_port": 0,
                  "ingress_deployment_config": {"autoscaling_config": {
                      "min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 2, "metrics_interval_s": 0.5,
                      "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 2}}}})
-    cluster.deploy(config)
+    return config
+
+
+def test_a_mistake_is_in_serve_status(cluster):
+    cluster.send(with_a_second(meaningful(scaled()), max_num_seq=1))
+
+    def messages():
+        second = cluster.rest().get("second", {"deployments": {}})
+        return " ".join(d["message"] for d in second["deployments"].values())
+    wait_for(lambda: "--max-num-seq: unknown option; nearest: --max-num-seqs" in messages(), 60, messages)
+    assert chat(cluster.url, PROMPTS[0])
+
+
+def test_a_second_application_beside_it(cluster):
+    cluster.deploy(with_a_second(meaningful(scaled())))
     assert chat(cluster.url + "/two", PROMPTS[0], "second") == chat(cluster.url, PROMPTS[0])
     direct, = httpx.get(cluster.url + "/two/manta/endpoints").json()["direct"]
     assert chat(direct, PROMPTS[0], "second") == chat(cluster.url, PROMPTS[0])
