@@ -3,7 +3,7 @@
 
     count_tests.py [--checks PASSED FAILED] FOLDER...
 
-A FOLDER holds ctest.xml (one entry per test binary), gtest/*.xml (the cases of those that are GoogleTest) and product.xml.
+A FOLDER holds ctest.xml (one entry per test binary), gtest/*.xml (the cases of those that are GoogleTest), product.xml and ray-VERSION.xml.
 A binary that wrote its gtest file is counted by its cases; one that crashed before it could is one failure.
 """
 import argparse
@@ -36,8 +36,9 @@ def folder_verdicts(folder):
             seen = inside.get(f"manta_{key.split(' ', 1)[1]}_test")
             if seen is None or (verdict == "failed" and "failed" not in seen):
                 verdicts.append(verdict)
-    if (folder / "product.xml").exists():
-        verdicts += cases(folder / "product.xml").values()
+    for path in sorted(folder.glob("*.xml")):
+        if path.name != "ctest.xml":  # product.xml, one for each version of Ray
+            verdicts += cases(path).values()
     return verdicts
 
 

@@ -74,6 +74,7 @@ class Cluster:
         self.env = {
             **os.environ, "RAY_ADDRESS": self.address, "MANTA_TEST_MARK": self.marker, "MANTA_RAY_NUM_GPUS": "0",
             "MANTA_RAY_DIRECT_PORT": str(self.direct_port), "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": self.marker}
+        self.env.pop("MANTA_BINARY", None)  # the wheel's
         gcs, dashboard = (where.rsplit(":", 1)[1] for where in (self.address, self.dashboard))
         self._do("ray", "start", "--head", f"--resources={json.dumps(self.resources)}", f"--num-cpus={self.num_cpus}",
                  f"--node-ip-address={LOOPBACK}", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--temp-dir={self.marker}",

@@ -147,7 +147,11 @@ def actor_of(pid):
         return int(stat.read().rsplit(")", 1)[1].split()[1])
 
 
-@pytest.mark.parametrize("victim", ["engine", "serve", "actor", "coordinator"])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("victim", ["engine", pytest.param("actor", marks=slow), pytest.param("serve", marks=slow),
+                                    pytest.param("coordinator", marks=slow)])
 def test_streams_go_on_when_a_process_is_killed(cluster, victim):
     at_full_size(cluster)
     with Streams([cluster.url, cluster.direct_url] * 2):
@@ -159,6 +163,14 @@ def test_streams_go_on_when_a_process_is_killed(cluster, victim):
     at_full_size(cluster)
     if victim in ("engine", "coordinator"):
         assert cluster.processes("manta serve") == before  # nobody else was touched
+
+
+@slow
+def test_a_killed_router_comes_back_on_its_port(cluster):
+    pid, = cluster.processes("manta router")
+    os.kill(pid, signal.SIGKILL)
+    assert chat(cluster.url, PROMPTS[0]) == "17 + 25 = 42"  # waits for the new one
+    assert chat(cluster.direct_url, PROMPTS[0]) == "17 + 25 = 42"
 
 
 def test_a_changed_configuration_rolls_without_dropping_streams(cluster):
@@ -189,6 +201,7 @@ def with_a_second(config, **settings):
     return config
 
 
+@slow
 def test_a_mistake_is_in_serve_status(cluster):
     cluster.send(with_a_second(meaningful(scaled()), max_num_seq=1))
 
@@ -199,6 +212,7 @@ def test_a_mistake_is_in_serve_status(cluster):
     assert chat(cluster.url, PROMPTS[0])
 
 
+@slow
 def test_a_second_application_beside_it(cluster):
     cluster.deploy(with_a_second(meaningful(scaled())))
     assert chat(cluster.url + "/two", PROMPTS[0], "second") == chat(cluster.url, PROMPTS[0])
@@ -206,6 +220,7 @@ def test_a_second_application_beside_it(cluster):
     assert chat(direct, PROMPTS[0], "second") == chat(cluster.url, PROMPTS[0])
 
 
+@slow
 def test_the_front_door_scales_with_what_is_under_way(cluster):
     def replicas():
         return len([r for r in cluster.rest()["second"]["deployments"]["Ingress"]["replicas"] if r["state"] == "RUNNING"])

@@ -2,6 +2,7 @@
 # Gets everything manta is built from and tested with; ./dev deps calls it. Nothing happens, and no network is used, when the
 # lists beside this file have not changed since the last run. What does not come from apt lands in the ignored folder .deps/.
 #   install.sh            packages, sources, the venv of the product tests
+#   install.sh ray        also the venvs of the Ray tests (a GB)
 #   install.sh oracle     also the venv of ./dev oracle (torch, transformers; about 5 GB)
 set -euo pipefail
 
@@ -137,5 +138,8 @@ unpack_debian
 fetch_sources
 fetch_nixl
 build_xgrammar
+if [ "${1:-}" = ray ]; then
+  for list in "$here"/python-ray-*.txt; do name=${list##*/python-} && install_venv "${name%.txt}" "$list"; done
+fi
 [ "${1:-}" != oracle ] || install_venv oracle "$here/python-oracle.txt"
 [ "$changed" = 0 ] || say "done in $SECONDS s"
