@@ -12,7 +12,7 @@ from manta_ray.child import Child
 from manta_ray.config import ConfigError, RoleConfig, manta_binary
 from manta_ray.metrics import MetricsRelay
 from manta_ray.node import this_node
-from manta_ray.rendezvous import BEAT_S, Group
+from manta_ray.rendezvous import BEAT_S, Group, successor_standing
 
 # A rank that is up but answers nobody for so long is replaced; shorter gaps belong to a group that forms again.
 _SILENT_AFTER_S = 60.0
@@ -20,6 +20,8 @@ _SILENT_AFTER_S = 60.0
 # actor, perhaps another node.
 _MOST_FAILURES = 3
 _WAIT_LOOP_S = 0.5
+# A changed configuration has its actors within this if the cluster has room for both; if not, the old ranks make room.
+_ROOM_S = 10.0
 _DRAIN_S = 600.0
 
 
@@ -30,7 +32,8 @@ class RankServer:
         self._replica = uuid.uuid4().hex
         self._child, self._lost, self._silent_since, self._metrics = None, None, None, None
         self._node, self._host = this_node()
-        self._group = Group(serve.get_replica_context().app_name, self._config.group, self._config.dp_size, self._config.ranks_per_node)
+        self._app = serve.get_replica_context().app_name
+        self._group = Group(self._app, self._config.group, self._config.dp_size, self._config.ranks_per_node)
         self._rank = await self._take_rank()
         self._name = f"{role} rank {self._rank}"
         self._coordinator = await self._group.ask("coordinator")
@@ -117,13 +120,33 @@ class RankServer:
         """Serve calls it when the replica is taken down."""
         if self._metrics is None:
             return  # it was never ready; what it started dies with it
+        end = asyncio.get_running_loop().time() + self._drain_s
+        await self._await_successor(end)
         for task in self._tasks[1:]:
             task.cancel()
         self._metrics.stop()
-        await self._child.drain(self._drain_s)  # the lease runs on: the rank is taken until its streams have ended
+        await self._child.drain(max(1.0, end - asyncio.get_running_loop().time()))  # the lease runs on: the rank is taken until its streams have ended
         self._tasks[0].cancel()
         await self._group.ask_if_alive("release", self._replica)
         await self._session.close()
+
+
+    async def _await_successor(self, end: float) -> None:
+        """When a changed configuration takes over: serves on until its ranks do, so that no request finds nobody."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _ROOM_S
+        while loop.time() < min(until, end) and await loop.run_in_executor(None, self._is_being_replaced):
+            state = await successor_standing(self._app, self._config.group)
+            if state is not None and state["seated"] == state["size"]:
+                until = end  # there is room for both
+                if state["ready"] == state["size"]:
+                    return
+            await asyncio.sleep(0.5)
+
+    def _is_being_replaced(self) -> bool:
+        """And not deleted with its application."""
+        app = serve.status().applications.get(self._app)
+        return app is not None and app.status != "DELETING"
 
 
 def rank_deployment(config: RoleConfig) -> serve.Application:

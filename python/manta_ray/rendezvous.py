@@ -104,10 +104,27 @@ class Rendezvous:
         young = time.monotonic() - LEASE_S
         return sorted(url for url, seen in self._routers.values() if url and seen > young)
 
-    async def places(self) -> dict:
-        """Where the seated ranks are: {rank: {"host", "node", "pid", "url"}}."""
+    async def standing(self) -> dict:
+        """How many of its ranks have an actor, and how many of them serve."""
         self._table.expire(time.monotonic())
-        return {rank: place for rank, place in sorted(self._places.items()) if rank in self._table.seats}
+        seats = self._table.seats
+        return {"size": self._table.dp_size, "seated": len(seats),
+                "ready": sum(1 for rank, place in self._places.items() if rank in seats and place["url"])}
+
+
+async def successor_standing(app: str, group: str) -> dict | None:
+    """Of the group that takes this one's place, if there is one: the same application and role, another configuration."""
+    role = group.rsplit("-", 1)[0]
+    for name in ray.util.list_named_actors(all_namespaces=True):
+        if name["namespace"] == NAMESPACE and name["name"].startswith(actor_name(app, role + "-")) and \
+                name["name"] != actor_name(app, group):
+            try:
+                found = await ray.get_actor(name["name"], namespace=NAMESPACE).standing.remote()
+            except (ValueError, ray.exceptions.RayActorError):
+                continue  # it has ended
+            if found["seated"]:
+                return found
+    return None
 
 
 class Group:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -24,9 +25,12 @@ BIN = pathlib.Path(VENV or "/nonexistent") / "bin"
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Not one the kernel gives out by itself: Ray's own processes take those at any time."""
+    while True:
+        port = random.randrange(15000, 30000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("0.0.0.0", port))
+            return port
 
 
 def processes_with(marker: str):

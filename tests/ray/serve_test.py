@@ -80,6 +80,26 @@ class Streams:
         assert kind is not None or texts == [self._expected] * len(texts)
 
 
+class Asking:
+    """While its body runs, short requests to each URL one after the other, all of which must be answered."""
+
+    def __init__(self, *urls):
+        self._urls, self._over = urls, threading.Event()
+        self._pool = concurrent.futures.ThreadPoolExecutor(len(urls))
+
+    def _ask(self, url):
+        while not self._over.is_set():
+            assert chat(url, PROMPTS[0]) == "17 + 25 = 42"
+
+    def __enter__(self):
+        self._asking = [self._pool.submit(self._ask, url) for url in self._urls]
+
+    def __exit__(self, kind, *_):
+        self._over.set()
+        for one in self._asking if kind is None else ():
+            one.result(timeout=60)
+
+
 def at_full_size(cluster, num_ranks=4):
     def full():
         answer = httpx.get(cluster.direct_url + "/health", timeout=10)
@@ -179,7 +199,7 @@ def test_a_changed_configuration_rolls_without_dropping_streams(cluster):
     config = meaningful(scaled())
     for role in ("prefill_config", "decode_config"):
         config["applications"][0]["args"][role]["engine_kwargs"]["max_num_seqs"] = 12
-    with Streams([cluster.url, cluster.direct_url] * 2):
+    with Streams([cluster.url, cluster.direct_url] * 2), Asking(cluster.url, cluster.direct_url):
         cluster.deploy(config)
         wait_for(lambda: not old & set(cluster.processes("manta engine")), 60, "the old ranks end")
     at_full_size(cluster)
