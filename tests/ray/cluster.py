@@ -25,9 +25,9 @@ BIN = pathlib.Path(VENV or "/nonexistent") / "bin"
 
 
 def free_port() -> int:
-    """Not one the kernel gives out by itself: Ray's own processes take those at any time."""
+    """Neither one the kernel gives out by itself nor one of the range that Ray keeps for its workers (10002 to 19999)."""
     while True:
-        port = random.randrange(15000, 30000)
+        port = random.randrange(20000, 29500)
         with socket.socket() as s, contextlib.suppress(OSError):
             s.bind(("0.0.0.0", port))
             return port
