@@ -20,7 +20,7 @@ def scaled(prefill=2, decode=2, per_node=None, interface="lo", replicas=(1, 1)) 
     for role, size in (("prefill_config", prefill), ("decode_config", decode)):
         args[role]["model_loading_config"]["model_source"] = MODEL
         kwargs = args[role]["engine_kwargs"]
-        kwargs.update(data_parallel_size=size, max_model_len=2048, max_num_seqs=16)
+        kwargs.update(data_parallel_size=size, max_model_len=4096, max_num_seqs=16)
         kwargs["eplb_config"]["num_redundant_experts"] = size
         args[role]["experimental_configs"]["dp_size_per_node"] = per_node or size
         args[role]["runtime_env"]["env_vars"]["GLOO_SOCKET_IFNAME"] = interface
