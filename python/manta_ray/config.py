@@ -97,6 +97,7 @@ class RoleConfig:
         self.deployment = dict(mapping(f"{where}.deployment_config", raw.get("deployment_config")))
         self.runtime_env = dict(mapping(f"{where}.runtime_env", raw.get("runtime_env")))
         self.accelerator_type = raw.get("accelerator_type")
+        self.log_engine_metrics = bool(raw.get("log_engine_metrics", True))
         if raw.get("llm_engine", "vLLM") not in ("vLLM", "manta"):
             raise ConfigError(f"{where}.llm_engine: {raw['llm_engine']!r}; this module starts manta (vLLM is read as manta)")
         self._read_sizes(mapping(f"{where}.experimental_configs", raw.get("experimental_configs")))
@@ -123,6 +124,8 @@ class RoleConfig:
         if self.dp_size % self.ranks_per_node:
             raise ConfigError(f"{where}.dp_size_per_node: {self.ranks_per_node} does not divide engine_kwargs.data_parallel_size "
                               f"{self.dp_size}")
+        if "stream_batching_interval_ms" in experimental:
+            print(f"{where}.stream_batching_interval_ms: tokens leave with the step that made them; see engine_kwargs.stream_interval")
         port = experimental.get("NIXL_SIDE_CHANNEL_PORT_BASE")
         self.side_channel_port = None if port is None else count(f"{where}.NIXL_SIDE_CHANNEL_PORT_BASE", port)
 

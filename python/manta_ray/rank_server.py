@@ -44,7 +44,9 @@ class RankServer:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5), connector=aiohttp.TCPConnector(ssl=False))
         await self._start()
         self._tasks.append(loop.create_task(self._restart_forever()))
-        self._metrics = MetricsRelay(lambda: self._place["url"], {"role": role, "rank": str(self._rank), "node": self._host})
+        wanted = self._config.log_engine_metrics
+        labels = {"role": role, "rank": str(self._rank), "node": self._host}
+        self._metrics = MetricsRelay(lambda: self._place["url"] if wanted else None, labels)
 
     async def _take_rank(self) -> int:
         told = False
