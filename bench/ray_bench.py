@@ -24,7 +24,7 @@ import time
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 sys.path += [str(REPO / "tests/ray"), str(REPO / "tests/product")]
-os.environ["PYTHONPATH"] = str(REPO / "bench")
+os.environ.update(PYTHONPATH=str(REPO / "bench"), RAY_worker_niceness="0")
 
 import httpx  # noqa: E402
 import yaml  # noqa: E402
@@ -54,7 +54,7 @@ def ttft(rounds):
     scripted = {
         "name": "scripted", "route_prefix": "/", "import_path": "pd_dpep_builder:build_dp_openai_app", "args": {
             "llm_config": {"model_loading_config": {"model_id": "scripted", "model_source": MODEL},
-                           "engine_kwargs": {"executor": "fake", "fake_tokens_per_second": 250}},
+                           "engine_kwargs": {"executor": "fake", "fake_tokens_per_second": 0}},
             "ingress_deployment_config": {"num_replicas": 1}}}
     minimal = {"name": "minimal", "route_prefix": "/minimal", "import_path": "ray_minimal:build"}
     with Cluster({}) as cluster:
@@ -106,9 +106,10 @@ def throughput(rounds):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("questions", nargs="*", default=["ttft", "throughput"], choices=["ttft", "throughput"])
     options = parser.parse_args()
-    ttft(options.rounds)
-    throughput(options.rounds)
+    for question in options.questions:
+        {"ttft": ttft, "throughput": throughput}[question](options.rounds)
 
 
 if __name__ == "__main__":

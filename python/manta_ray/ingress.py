@@ -38,7 +38,8 @@ class Ingress:
         await self._lease.ready()
         # ssl=False: TLS or not, it is this node's own router.
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=5), auto_decompress=False,
-                                              connector=aiohttp.TCPConnector(limit=0, ssl=False))
+                                              connector=aiohttp.TCPConnector(limit=0, ssl=False),
+                                              cookie_jar=aiohttp.DummyCookieJar())  # clients' cookies are theirs
 
     async def __call__(self, request: Request) -> Response:
         path = request.url.path.removeprefix(request.scope.get("root_path", "") or "")
@@ -58,7 +59,8 @@ class Ingress:
         end = loop.time() + _PATIENCE_S
         while True:
             try:
-                await asyncio.wait_for(self._lease.ready(), _PATIENCE_S)
+                if self._lease.url is None:
+                    await asyncio.wait_for(self._lease.ready(), _PATIENCE_S)
                 return await self._session.request(method, self._lease.url + path, data=body, headers=headers)
             except (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError):
                 if loop.time() > end:
