@@ -68,11 +68,11 @@ class RankServer:
 
     def _command(self) -> list:
         c = self._config
-        # The API of a rank is for its router, which comes by the coordinator, and for this module.
         # On a CPU the ranks of a node share its cores; each would take all of them.
         share = max(1, len(os.sched_getaffinity(0)) // c.ranks_per_node)
         threads = [f"--cpu-threads={share}"] if not ray.get_gpu_ids() and "cpu_threads" not in c.engine_kwargs else []
         return [manta_binary(), "serve", c.model_source, f"--served-model-name={c.model_id}", *c.rank_options(), *threads,
+                # The API of a rank is for its router, which comes by the coordinator, and for this module.
                 "--host=127.0.0.1", "--port=0", f"--coordinator={self._coordinator}", f"--data-parallel-rank={self._rank}"]
 
     def _environment(self) -> dict:
@@ -103,6 +103,9 @@ class RankServer:
 
     async def check_health(self) -> None:
         """Serve replaces this replica when this raises."""
+        for task in self._tasks:
+            if task.done() and task.exception():
+                raise task.exception()
         if self._lost:
             raise RuntimeError(f"{self._name}: {self._lost}; a new replica takes over")
         url, now = self._place["url"], asyncio.get_running_loop().time()
