@@ -16,8 +16,8 @@ class Minimal:
 
     async def _stream(self, num_tokens):
         for _ in range(num_tokens):
+            await asyncio.sleep(0)
             yield CHUNK
-            await asyncio.sleep(0.004)
         yield b"data: [DONE]\n\n"
 
 

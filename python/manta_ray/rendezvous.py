@@ -86,6 +86,8 @@ class Rendezvous:
 
     async def release(self, replica: str) -> None:
         self._table.release(replica)
+        if not self._table.seats:  # taken down in order: nobody is expected back
+            self._last_needed = min(self._last_needed, time.monotonic() - ABANDONED_AFTER_S + 2 * BEAT_S)
 
     async def coordinator(self) -> str:
         self._needed()
