@@ -21,7 +21,7 @@ _SILENT_AFTER_S = 60.0
 _MOST_FAILURES = 3
 _WAIT_LOOP_S = 0.5
 # A changed configuration has its actors within this if the cluster has room for both; if not, the old ranks make room.
-_ROOM_S = 10.0
+_ROOM_S = 30.0
 _DRAIN_S = 600.0
 
 

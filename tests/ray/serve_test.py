@@ -201,7 +201,7 @@ def test_a_changed_configuration_rolls_without_dropping_streams(cluster):
         config["applications"][0]["args"][role]["engine_kwargs"]["max_num_seqs"] = 12
     with Streams([cluster.url, cluster.direct_url] * 2), Asking(cluster.url, cluster.direct_url):
         cluster.deploy(config)
-        wait_for(lambda: not old & set(cluster.processes("manta engine")), 60, "the old ranks end")
+        wait_for(lambda: not old & set(cluster.processes("manta engine")), 120, "the old ranks end")
     at_full_size(cluster)
     assert cluster.processes("manta router") == router
     assert chat(cluster.url, PROMPTS[0])
