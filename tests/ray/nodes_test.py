@@ -91,6 +91,7 @@ def ray(tmp_path_factory):
                 cluster.join(node, "decode", 2)  # room for the ranks of one that dies
             config = meaningful(scaled(interface="eth0", per_node=1, replicas=(4, 4)))
             config["applications"][0]["args"]["prefill_config"]["experimental_configs"]["dp_size_per_node"] = 2
+            config["applications"][0]["args"]["ingress_deployment_config"]["max_replicas_per_node"] = 1  # a router on each node
             path = ROOT / "build" / f"{cluster.marker}.yaml"  # /tmp is not the nodes' /tmp
             path.write_text(yaml.safe_dump(config))
             log = open(path.with_suffix(".log"), "w")
@@ -126,9 +127,10 @@ def test_ranks_are_packed_by_node_and_both_ports_answer(ray):
 
 
 def test_the_ranks_of_a_dead_node_move_to_another(ray):
-    lost, kept = ray.decode if ray.on(ray.decode[-1], "manta router") else reversed(ray.decode)
+    kept, lost = ray.decode
     untouched = ray.on(kept, "manta serve")
-    direct = [url for url in direct_urls(ray) if kept.address in url or ray.prefill.address in url]
+    direct = [url for url in wait_for(lambda: len(direct_urls(ray)) == 4 and direct_urls(ray), 60, lambda: direct_urls(ray))
+              if lost.address not in url]
     raylet, = ray.on(lost, "raylet")
     os.kill(raylet, signal.SIGKILL)
     died = time.monotonic()
