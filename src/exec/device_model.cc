@@ -214,7 +214,7 @@ Status DeviceModel::form_group(const ep::EpTopology& topology) {
   clock_.enter(-1, "form_group");
   MANTA_TRY(release_all_slots());
   if (balancer_) balancer_->stop();
-  const Status formed = place_experts(topology, there);
+  Status formed = place_experts(topology, there);
   clock_.end_step();
   return formed;
 }
@@ -381,7 +381,7 @@ Result<backend::StepOutputs> DeviceModel::run(const backend::StepInputs& inputs,
   // Between the steps, with the other ranks.
   const Status agreed = balancer_->step(outputs->expert_load);
   if (!transport_->status().ok()) return error(ErrorCode::kAborted, transport_->status().error().message);
-  MANTA_TRY(agreed);
+  if (!agreed.ok()) return agreed.error();
   return outputs;
 }
 
