@@ -1,11 +1,6 @@
 # libmanta_cuda.so: kernels for sm_90a alone, compiled ahead of time. `90a-real` keeps the compute_90 PTX out, which
 # would double the build and cannot hold Hopper's own instructions. The runtime is linked statically: a machine needs a
 # driver and nothing else.
-enable_language(CUDA)
-# CMake 3.25 does not know that this nvcc has C++20.
-set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
-set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
-set(CMAKE_CUDA_COMPILE_FEATURES "${CMAKE_CUDA_COMPILE_FEATURES};cuda_std_20")
 find_package(CUDAToolkit 13 REQUIRED)
 file(GLOB cuda_sources CONFIGURE_DEPENDS cuda/*.cc cuda/*.cu cuda/*/*.cc cuda/*/*.cu)
 add_library(manta_cuda SHARED ${cuda_sources})

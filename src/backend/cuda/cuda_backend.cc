@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "backend/cuda/loopback.h"
+#include "backend/cuda/tensor_map.h"
 #include "backend/host/rope.h"
 #include "backend/host/shape_checks.h"
 
@@ -35,7 +36,7 @@ Status check_dimensions(const ModelShape& s) {
   for (const auto& [name, value] : dims) {
     if (value % 8 != 0) return invalid(fmt::format("{} {}: must be a multiple of 8 on the cuda backend", name, value));
   }
-  if (!mla_has_tensor_cores(s.kv_lora_rank, s.qk_rope_head_dim) && s.kv_lora_rank > 512) {
+  if (s.kv_lora_rank > 512) {
     return invalid(fmt::format("kv_lora_rank {}: at most 512 on the cuda backend", s.kv_lora_rank));
   }
   return {};
@@ -123,6 +124,7 @@ Result<std::unique_ptr<Backend>> CudaBackend::make(const BackendOptions& options
   MANTA_TRY(check_cuda(cudaGetDeviceProperties(&device, 0), "the GPU's properties"));
   std::unique_ptr<CudaBackend> backend(new CudaBackend(options, device));
   MANTA_TRY(check_cuda(cudaStreamCreateWithFlags(&backend->stream_, cudaStreamNonBlocking), "a stream"));
+  MANTA_TRY(prepare_tensor_maps());
   MANTA_TRY(check_cuda(static_cast<cudaError_t>(prepare_block_gemm()), "the GEMM kernels"));
   MANTA_TRY(check_cuda(static_cast<cudaError_t>(prepare_mla()), "the attention kernels"));
   return std::unique_ptr<Backend>(std::move(backend));
@@ -155,9 +157,10 @@ Status CudaBackend::init(const ModelShape& shape, const Limits& limits) {
 }
 
 int64_t CudaBackend::inner_rows() const {
-  constexpr int64_t kMost = 16384;
+  // Masked batches have room for more rows than are routed; a pass over all experts at once is much the fastest.
+  constexpr int64_t kLeast = 4096, kMost = 16384;
   const int64_t routed = int64_t{limits_.max_num_tokens} * shape_.num_experts_per_tok;
-  return std::clamp<int64_t>(routed, 64, kMost);
+  return std::clamp<int64_t>(4 * routed, kLeast, kMost);
 }
 
 Status CudaBackend::init_lane(StageLane& lane) {
@@ -169,6 +172,9 @@ Status CudaBackend::init_lane(StageLane& lane) {
     out = static_cast<std::remove_reference_t<decltype(out)>>(data);
     return {};
   };
+  MANTA_TRY(check_cuda(cudaStreamCreateWithFlags(&lane.side, cudaStreamNonBlocking), "a stream"));
+  MANTA_TRY(lane.forked.create());
+  MANTA_TRY(lane.joined.create());
   Scratch& x = lane.scratch;
   MANTA_TRY(take(x.normed, t * d));
   MANTA_TRY(take(x.q_a, t * s.q_lora_rank));
@@ -177,9 +183,11 @@ Status CudaBackend::init_lane(StageLane& lane) {
   MANTA_TRY(take(x.kv_a, t * width));
   MANTA_TRY(take(x.latent_out, t * heads * s.kv_lora_rank));
   MANTA_TRY(take(x.attn_out, t * heads * s.v_head_dim));
-  const int64_t split_rows = int64_t{num_multiprocessors_} * 64;  // rows x heads x splits: at most a block each
-  MANTA_TRY(take(x.partial_out, split_rows * s.kv_lora_rank));
-  MANTA_TRY(take(x.partial_lse, split_rows));
+  const int64_t extra = num_multiprocessors_;  // items of attention beyond one a row
+  MANTA_TRY(take(x.mla_items, t + extra));
+  MANTA_TRY(take(x.mla_pieces, t));
+  MANTA_TRY(take(x.partial_out, 2 * extra * heads * s.kv_lora_rank));
+  MANTA_TRY(take(x.partial_lse, 2 * extra * heads));
   if (s.num_mtp_layers > 0) MANTA_TRY(take(x.mtp_pair, t * 2 * d));
   const bool moe = s.n_routed_experts > 0;
   if (moe) {
@@ -187,8 +195,8 @@ Status CudaBackend::init_lane(StageLane& lane) {
     MANTA_TRY(take(x.gate_logits, 2 * gate_pieces(s.hidden_size) * t * s.n_routed_experts));
   }
   const int64_t shared = int64_t{s.moe_intermediate_size} * s.n_shared_experts;
-  const int64_t inner =
-      std::max({t * s.intermediate_size, t * shared, moe ? inner_rows() * s.moe_intermediate_size : 0});
+  const int64_t inner = std::max(
+      {t * s.intermediate_size, t * shared, t * s.q_lora_rank, moe ? inner_rows() * s.moe_intermediate_size : 0});
   MANTA_TRY(take(x.gate_up, 2 * inner));
   MANTA_TRY(take(x.inner, inner));
   if (!quantize_) return {};

@@ -34,10 +34,12 @@ struct Scratch {
   float* kv_a = nullptr;                                   // [T, C + rope]
   __nv_bfloat16* latent_out = nullptr;                     // [T, H * C]
   __nv_bfloat16* attn_out = nullptr;                       // [T, H * v]
-  float *partial_out = nullptr, *partial_lse = nullptr;    // of splits
-  float* gate_logits = nullptr;                            // [2 * gate_pieces(D), T, E]
-  __nv_bfloat16* mtp_pair = nullptr;                       // [T, 2 D]
-  __nv_bfloat16 *gate_up = nullptr, *inner = nullptr;      // [rows, 2 I], [rows, I]: as many rows as there is room for
+  int4* mla_items = nullptr;                               // the step's plan: plan_mla
+  int2* mla_pieces = nullptr;
+  float *partial_out = nullptr, *partial_lse = nullptr;  // of rows in pieces
+  float* gate_logits = nullptr;                          // [2 * gate_pieces(D), T, E]
+  __nv_bfloat16* mtp_pair = nullptr;                     // [T, 2 D]
+  __nv_bfloat16 *gate_up = nullptr, *inner = nullptr;    // [rows, 2 I], [rows, I]: as many rows as there is room for
   uint8_t *quantized = nullptr, *quantized_inner = nullptr;  // an input of a product in FP8, and inner likewise
   float *scales = nullptr, *inner_scales = nullptr;
 };
@@ -49,8 +51,14 @@ inline int gate_pieces(int hidden_size) {
 
 struct StageLane : CudaLane {
   using CudaLane::CudaLane;
+  ~StageLane() {
+    if (side != nullptr) cudaStreamDestroy(side);
+  }
   DeviceMemory memory;
   Scratch scratch;
+  // Small kernels that need not wait for each other run beside the stream, between fork and join.
+  cudaStream_t side = nullptr;
+  Event forked, joined;
 };
 
 class CudaActivations : public Activations {
@@ -108,7 +116,6 @@ class CudaBackend : public Backend {
     int64_t stride = 0;
     const uint8_t* q = nullptr;
     const float* scale = nullptr;
-    const int32_t* rows = nullptr;
   };
   struct Output {
     void* data = nullptr;
@@ -123,6 +130,7 @@ class CudaBackend : public Backend {
 
   CudaBackend(const BackendOptions& options, const cudaDeviceProp& device);
   Status init_lane(StageLane& lane);
+  bool plans_attention() const { return mla_takes(shape_.kv_lora_rank, shape_.qk_rope_head_dim, geometry_.block_size); }
   int64_t inner_rows() const;  // rows of experts that a pass takes
   Status attach_expert_map(const ep::ExpertMap& map);
   Status sync_expert_map();
@@ -140,7 +148,7 @@ class CudaBackend : public Backend {
   void mlp(StageLane& lane, const Operand& in, const MlpWeights& w, int num_rows, __nv_bfloat16* out);
   void expert_window(StageLane& lane, const ExpertWeights& weights, const ep::ExpertBatch& batch,
                      const ExpertWindow& window);
-  void logits_of(StageLane& lane, const __nv_bfloat16* normed, const int32_t* rows, int num_rows,
+  void logits_of(StageLane& lane, const __nv_bfloat16* normed, const int32_t* rows, int num_rows, __nv_bfloat16* chosen,
                  const PackedWeightPtr& head, const Tensor& logits);
 
   ModelShape shape_;

@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "backend/cuda/cuda_backend.h"
 
 namespace manta::backend::cuda {
@@ -12,7 +14,16 @@ void CudaBackend::attn_project(Lane& lane, const StepView& view, const AttnWeigh
   const bool fp8 = takes_fp8(first) || takes_fp8(matrix(w.kv_a_proj));
   add_norm(l, h, t, *w.input_norm, fp8, false, l.scratch.normed);
   const Operand normed = {l.scratch.normed, s.hidden_size, l.scratch.quantized, l.scratch.scales};
+  const int32_t* positions = view.positions.as<int32_t>();
+  // The new cache rows, beside the queries.
+  cudaEventRecord(l.forked.get(), l.stream);
+  cudaStreamWaitEvent(l.side, l.forked.get());
+  std::swap(l.stream, l.side);
   linear(l, normed, {&matrix(w.kv_a_proj)}, t, {l.scratch.kv_a, width, true});
+  write_latents({l.scratch.kv_a, width, values(*w.kv_a_norm), positions, view.slot_mapping.as<int64_t>(), cos_, sin_,
+                 static_cast<__nv_bfloat16*>(cache.rows.data), s.rms_norm_eps, t, rope, latent},
+                l.stream);
+  std::swap(l.stream, l.side);
   if (s.q_lora_rank > 0) {
     linear(l, normed, {&matrix(w.q_a_proj)}, t, {l.scratch.q_a, s.q_lora_rank});
     const MatrixWeight& q_b = matrix(w.q_b_proj);
@@ -24,19 +35,18 @@ void CudaBackend::attn_project(Lane& lane, const StepView& view, const AttnWeigh
                        .d = s.q_lora_rank,
                        .ue8m0 = s.fp8_scale_ue8m0};
     if (takes_fp8(q_b)) {
-      norm.out_fp8 = l.scratch.quantized;
-      norm.out_scale = l.scratch.scales;
+      norm.out_fp8 = l.scratch.quantized_inner;  // the other one may still be read beside
+      norm.out_scale = l.scratch.inner_scales;
     } else {
       norm.out = l.scratch.q_a;
       norm.out_stride = s.q_lora_rank;
     }
     add_rms_norm(norm, l.stream);
-    linear(l, {l.scratch.q_a, s.q_lora_rank, l.scratch.quantized, l.scratch.scales}, {&q_b}, t,
+    linear(l, {l.scratch.q_a, s.q_lora_rank, l.scratch.quantized_inner, l.scratch.inner_scales}, {&q_b}, t,
            {l.scratch.q, heads * head});
   } else {
     linear(l, normed, {&matrix(w.q_proj)}, t, {l.scratch.q, heads * head});
   }
-  const int32_t* positions = view.positions.as<int32_t>();
   rope_queries({l.scratch.q, l.scratch.queries, positions, cos_, sin_, t, heads, nope, rope, latent}, l.stream);
   const BlockGemm absorb = {.a = l.scratch.q,
                             .a_stride = heads * head,
@@ -49,11 +59,11 @@ void CudaBackend::attn_project(Lane& lane, const StepView& view, const AttnWeigh
                             .a_batch = head,
                             .w_batch = int64_t{latent} * nope,
                             .c_batch = width};
-  const GemmWeight key_up = {kv_up(w.kv_b_proj).key_up, nullptr};
+  const KvUpWeight& up = kv_up(w.kv_b_proj);
+  const GemmWeight key_up = {up.key_up, nullptr, up.key_up_maps};
   block_gemm(absorb, &key_up, l.stream);
-  write_latents({l.scratch.kv_a, width, values(*w.kv_a_norm), positions, view.slot_mapping.as<int64_t>(), cos_, sin_,
-                 static_cast<__nv_bfloat16*>(cache.rows.data), s.rms_norm_eps, t, rope, latent},
-                l.stream);
+  cudaEventRecord(l.joined.get(), l.side);
+  cudaStreamWaitEvent(l.stream, l.joined.get());
 }
 
 void CudaBackend::attn_attend(Lane& lane, const StepView& view, const AttnWeights& w, const KvLayer& cache,
@@ -64,6 +74,7 @@ void CudaBackend::attn_attend(Lane& lane, const StepView& view, const AttnWeight
   MlaAttention a;
   a.queries = l.scratch.queries;
   a.cache = static_cast<const __nv_bfloat16*>(cache.rows.data);
+  a.cache_rows = cache.rows.shape[0] * cache.rows.shape[1];
   a.positions = view.positions.as<int32_t>();
   a.row_req = view.row_req.as<int32_t>();
   a.req_slot = view.slots.as<int32_t>();
@@ -75,7 +86,11 @@ void CudaBackend::attn_attend(Lane& lane, const StepView& view, const AttnWeight
   a.heads = heads;
   a.rope = s.qk_rope_head_dim;
   a.latent = latent;
-  a.num_splits = mla_has_tensor_cores(latent, a.rope) ? mla_num_splits(t, heads, num_multiprocessors_) : 1;
+  if (plans_attention()) {
+    a.items = l.scratch.mla_items;
+    a.row_pieces = l.scratch.mla_pieces;
+    a.max_extra_items = num_multiprocessors_;
+  }
   a.partial_out = l.scratch.partial_out;
   a.partial_lse = l.scratch.partial_lse;
   a.out = l.scratch.latent_out;
@@ -91,7 +106,8 @@ void CudaBackend::attn_attend(Lane& lane, const StepView& view, const AttnWeight
                                .a_batch = latent,
                                .w_batch = int64_t{v} * latent,
                                .c_batch = v};
-  const GemmWeight value_up = {kv_up(w.kv_b_proj).value_up, nullptr};
+  const KvUpWeight& up = kv_up(w.kv_b_proj);
+  const GemmWeight value_up = {up.value_up, nullptr, up.value_up_maps};
   block_gemm(values_up, &value_up, l.stream);
   const MatrixWeight& o = matrix(w.o_proj);
   Operand in = {l.scratch.attn_out, heads * v};

@@ -1,9 +1,20 @@
+#include <algorithm>
+
 #include "backend/cuda/cuda_backend.h"
 
 namespace manta::backend::cuda {
 
 void CudaBackend::gather_inputs(Lane& lane, const StepView& view) {
-  cuda::gather_inputs(buffers_[view.microbatch]->gather(view, slots_.arrays(), geometry_.block_size), stream_of(lane));
+  auto& l = static_cast<StageLane&>(lane);
+  cuda::gather_inputs(buffers_[view.microbatch]->gather(view, slots_.arrays(), geometry_.block_size), l.stream);
+  if (!plans_attention()) return;
+  plan_mla({.positions = view.positions.as<int32_t>(),
+            .num_rows = view.num_tokens,
+            .num_slots = std::max(1, num_multiprocessors_ / mla_blocks_per_item(shape_.num_attention_heads)),
+            .max_extra_items = num_multiprocessors_,
+            .items = l.scratch.mla_items,
+            .row_pieces = l.scratch.mla_pieces},
+           l.stream);
 }
 
 void CudaBackend::embed(Lane& lane, const StepView& view, const PackedWeight& embedding, Hidden& out) {
@@ -12,10 +23,11 @@ void CudaBackend::embed(Lane& lane, const StepView& view, const PackedWeight& em
   out.residual_valid = false;
 }
 
-// logits row i = head(row rows[i] of normed)
+// chosen row i = row rows[i] of normed; logits = head(chosen)
 void CudaBackend::logits_of(StageLane& l, const __nv_bfloat16* normed, const int32_t* rows, int num_rows,
-                            const PackedWeightPtr& head, const Tensor& logits) {
-  linear(l, {.x = normed, .stride = shape_.hidden_size, .rows = rows}, {&matrix(head)}, num_rows,
+                            __nv_bfloat16* chosen, const PackedWeightPtr& head, const Tensor& logits) {
+  embed_rows(normed, rows, num_rows, shape_.hidden_size, chosen, l.stream);
+  linear(l, {.x = chosen, .stride = shape_.hidden_size}, {&matrix(head)}, num_rows,
          {logits.data, shape_.vocab_size, true});
 }
 
@@ -23,7 +35,7 @@ void CudaBackend::head(Lane& lane, const StepView& view, const HeadWeights& w, A
   auto& l = static_cast<StageLane&>(lane);
   auto* final_hidden = static_cast<__nv_bfloat16*>(act.final_hidden.data);
   add_norm(l, h, view.num_tokens, *w.norm, false, false, final_hidden);
-  logits_of(l, final_hidden, view.logit_rows.as<int32_t>(), view.num_logit_rows, w.head, act.logits);
+  logits_of(l, final_hidden, view.logit_rows.as<int32_t>(), view.num_logit_rows, l.scratch.normed, w.head, act.logits);
 }
 
 void CudaBackend::sample(Lane& lane, const StepView& view, Activations& act) {
@@ -63,7 +75,8 @@ void CudaBackend::mtp_draft(Lane& lane, const StepView& view, const PackedWeight
                             Activations& act) {
   auto& l = static_cast<StageLane&>(lane);
   add_norm(l, act.mtp, view.num_tokens, norm, false, false, l.scratch.normed);
-  logits_of(l, l.scratch.normed, view.sample.draft_row.as<int32_t>(), view.sample.num_slices, w.head, act.logits);
+  logits_of(l, l.scratch.normed, view.sample.draft_row.as<int32_t>(), view.sample.num_slices, l.scratch.mtp_pair,
+            w.head, act.logits);
   draft_rows(buffers_[view.microbatch]->sampling(view, slots_.arrays(), act.logits), l.stream);
 }
 

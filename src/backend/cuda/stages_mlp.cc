@@ -30,7 +30,6 @@ void CudaBackend::linear(StageLane& l, const Operand& in, std::initializer_list<
     g.a_scale = in.scale;
     g.a_stride = w.k;
   }
-  g.a_rows = in.rows;
   g.w_fp8 = w.is_fp8;
   g.n = w.n;
   g.k = w.k;
@@ -218,6 +217,10 @@ void CudaBackend::expert_window(StageLane& l, const ExpertWeights& weights, cons
     down.push_back(matrix(weights.local[e].down_proj).view());
   }
   const MatrixWeight &w_gate = matrix(weights.local[0].gate_proj), &w_down = matrix(weights.local[0].down_proj);
+  const WindowRows rows = {.first = window.first_row,
+                           .plane_rows = masked ? window.num_rows : 0,
+                           .counts = masked ? batch.num_rows.as<int32_t>() + window.first_expert
+                                            : batch.row_offsets.as<int32_t>() + window.num_experts};
   BlockGemm g;
   g.groups.counts = masked ? batch.num_rows.as<int32_t>() + window.first_expert : batch.row_offsets.as<int32_t>();
   g.groups.masked = masked;
@@ -238,8 +241,7 @@ void CudaBackend::expert_window(StageLane& l, const ExpertWeights& weights, cons
                    .num_rows = inner_rows,
                    .d = d,
                    .ue8m0 = shape_.fp8_scale_ue8m0,
-                   .first = window.first_row,
-                   .plane_rows = masked ? window.num_rows : 0,
+                   .window = rows,
                    .plane = plane,
                    .q = l.scratch.quantized,
                    .scale = l.scratch.scales},
@@ -252,7 +254,8 @@ void CudaBackend::expert_window(StageLane& l, const ExpertWeights& weights, cons
   g.c_stride = 2 * n;
   grouped_block_gemm(g, gate_up.data(), l.stream);
 
-  SiluMultiply silu = {.in = l.scratch.gate_up, .num_rows = inner_rows, .n = n, .ue8m0 = shape_.fp8_scale_ue8m0};
+  SiluMultiply silu = {
+      .in = l.scratch.gate_up, .num_rows = inner_rows, .n = n, .window = rows, .ue8m0 = shape_.fp8_scale_ue8m0};
   g.a = l.scratch.inner;
   g.a_scale = nullptr;
   if (takes_fp8(w_down)) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "backend/cuda/tensor_map.h"
 #include "backend/host/float_formats.h"
 
 namespace manta::backend::cuda {
@@ -17,6 +18,19 @@ Result<void*> upload(DeviceMemory& memory, const void* from, size_t num_bytes) {
   MANTA_ASSIGN(void* to, memory.allocate_bytes("a weight", num_bytes));
   MANTA_TRY(check_cuda(cudaMemcpy(to, from, num_bytes, cudaMemcpyHostToDevice), "a weight's copy to the device"));
   return to;
+}
+
+// Null where the copy engine cannot fetch the matrix.
+Result<const CUtensorMap*> make_maps(DeviceMemory& memory, MapShape shape) {
+  static_assert(alignof(CUtensorMap) <= 256);
+  if (!can_map(shape)) return static_cast<const CUtensorMap*>(nullptr);
+  std::vector<CUtensorMap> maps;
+  for (const int box_rows : kWeightBoxRows) {
+    shape.box_rows = box_rows;
+    maps.push_back(encode_map(shape));
+  }
+  MANTA_ASSIGN(void* to, upload(memory, maps.data(), maps.size() * sizeof(CUtensorMap)));
+  return static_cast<const CUtensorMap*>(to);
 }
 
 // F32 and F16 as bf16.
@@ -60,6 +74,11 @@ Result<PackedWeightPtr> pack_matrix(const WeightView& w, bool keep_fp8) {
     MANTA_ASSIGN(const std::vector<uint16_t> bits, rounded(w));
     MANTA_ASSIGN(out->data, upload(out->memory, bits.data(), bits.size() * sizeof(uint16_t)));
   }
+  MANTA_ASSIGN(out->maps, make_maps(out->memory, {.data = out->data,
+                                                  .elem_bytes = out->is_fp8 ? 1 : 2,
+                                                  .columns = out->k,
+                                                  .rows = out->n,
+                                                  .row_stride = out->k}));
   return PackedWeightPtr(std::move(out));
 }
 
@@ -84,6 +103,12 @@ Result<PackedWeightPtr> pack_kv_up(const WeightView& w, const ModelShape& s) {
   MANTA_ASSIGN(Tensor value_up, out->memory.allocate("W_UV", DType::kBF16, {heads, v, latent}));
   out->key_up = static_cast<__nv_bfloat16*>(key_up.data);
   out->value_up = static_cast<__nv_bfloat16*>(value_up.data);
+  MANTA_ASSIGN(out->key_up_maps,
+               make_maps(out->memory,
+                         {.data = out->key_up, .columns = nope, .rows = int64_t{heads} * latent, .row_stride = nope}));
+  MANTA_ASSIGN(out->value_up_maps,
+               make_maps(out->memory,
+                         {.data = out->value_up, .columns = latent, .rows = int64_t{heads} * v, .row_stride = latent}));
   const MatrixWeight& m = matrix(stored);
   split_kv_up({m.data, m.scale, heads, nope, v, latent, out->key_up, out->value_up}, cudaStreamPerThread);
   MANTA_TRY(check_cuda(cudaStreamSynchronize(cudaStreamPerThread), "kv_b_proj's split"));

@@ -12,10 +12,11 @@ namespace manta::backend::cuda {
 
 struct MatrixWeight final : PackedWeight {
   size_t num_bytes() const override { return memory.num_bytes(); }
-  GemmWeight view() const { return {data, scale}; }
+  GemmWeight view() const { return {data, scale, maps}; }
   DeviceMemory memory;
   void* data = nullptr;
   const float* scale = nullptr;
+  const CUtensorMap* maps = nullptr;  // see GemmWeight
   bool is_fp8 = false;
   int n = 0;
   int k = 0;
@@ -27,6 +28,7 @@ struct KvUpWeight final : PackedWeight {
   DeviceMemory memory;
   __nv_bfloat16* key_up = nullptr;
   __nv_bfloat16* value_up = nullptr;
+  const CUtensorMap *key_up_maps = nullptr, *value_up_maps = nullptr;
 };
 
 struct VectorWeight final : PackedWeight {

@@ -36,12 +36,27 @@ struct WriteLatents {
 };
 void write_latents(const WriteLatents& a, cudaStream_t stream);
 
+// The work of mla_attention in items of about equal length, planned on the device once a step: a row's tiles of
+// positions, whole or, where whole rows would leave multiprocessors idle, in up to 32 pieces. Depends on the positions
+// of all rows, so a replayed step has the plan of an eager one padded alike.
+constexpr int kMlaTile = 64, kMaxMlaPieces = 32;
+struct MlaPlan {
+  const int32_t* positions = nullptr;  // [T]; row at position p sees [0, p], -1 nothing
+  int num_rows = 0;
+  int num_slots = 0;        // items that run at a time
+  int max_extra_items = 0;  // beyond one a row
+  int4* items =
+      nullptr;  // [T + extra] row (-1: none), first tile, end, number of the partial result (-1: the only one)
+  int2* row_pieces = nullptr;  // [T] first partial result, how many
+};
+void plan_mla(const MlaPlan& p, cudaStream_t stream);
+
 // out [T, H, C] = softmax(queries x cache^T * softmax_scale) x cache[:, :C]; row at position p sees [0, p]; rows
-// without a position become 0. The positions of a row are cut into `num_splits` runs of whole tiles when there are too
-// few rows to fill the device; the number depends on num_rows only, so a replayed step gives the bits of an eager one.
+// without a position become 0.
 struct MlaAttention {
   const __nv_bfloat16* queries = nullptr;  // [T, H, C + R]
-  const __nv_bfloat16* cache = nullptr;
+  const __nv_bfloat16* cache = nullptr;    // [cache_rows, C + R]
+  int64_t cache_rows = 0;
   const int32_t* positions = nullptr;
   const int32_t* row_req = nullptr;
   const int32_t* req_slot = nullptr;
@@ -50,17 +65,20 @@ struct MlaAttention {
   int block_size = 0;
   float softmax_scale = 0;
   int num_rows = 0, heads = 0, rope = 0, latent = 0;
-  int num_splits = 1;
-  float* partial_out = nullptr;  // [T, splits, H, C]
-  float* partial_lse = nullptr;  // [T, splits, H]
+  const int4* items = nullptr;  // of the step's plan; null: plain loops, for dimensions that mla_takes refuses
+  const int2* row_pieces = nullptr;
+  int max_extra_items = 0;
+  float* partial_out = nullptr;  // [2 * extra, H, C]: a row in pieces has at least one extra item
+  float* partial_lse = nullptr;  // [2 * extra, H]
   __nv_bfloat16* out = nullptr;
 };
 void mla_attention(const MlaAttention& a, cudaStream_t stream);
+void mla_plain(const MlaAttention& a, cudaStream_t stream);
 
-int mla_num_splits(int num_rows, int heads, int num_multiprocessors);
-constexpr int kMaxSplits = 32;
-// Whether tensor cores do it; else plain loops, which take kv_lora_rank up to 512.
-bool mla_has_tensor_cores(int latent, int rope);
+// Whether tensor cores do it; the plain loops take kv_lora_rank up to 512.
+bool mla_takes(int latent, int rope, int block_size);
+// Thread blocks, one to a multiprocessor, that work on an item together.
+int mla_blocks_per_item(int heads);
 int prepare_mla();
 
 }  // namespace manta::backend::cuda

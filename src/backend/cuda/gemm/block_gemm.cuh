@@ -205,9 +205,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kAFp8 ? Tile::kBlocks : 1)
   uint8_t* smem_a = smem;
   uint8_t* smem_w = smem + Tile::kStages * kAStage;
 
-  const auto source_row = [&](int row) -> int64_t {
-    return a_first + (g.a_rows != nullptr ? max(g.a_rows[row], 0) : row);
-  };
+  const auto source_row = [&](int row) -> int64_t { return a_first + row; };
   const int64_t w_stride = (g.w_stride > 0 ? g.w_stride : g.k) * kWBytes;
   const TileLoader<Tile::kBM, kABytes, Tile::kThreads> load_a(g.a, g.k, [&](int row) -> const void* {
     return m0 + row < m ? a + source_row(m0 + row) * g.a_stride * kABytes : nullptr;

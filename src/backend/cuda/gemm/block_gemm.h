@@ -1,9 +1,10 @@
 // C = A x W^T for every linear layer: A bf16 or FP8 with a scale per row and 128 of k, W [n, k] bf16 or FP8 with a
 // scale per 128 x 128, sums in float32, scales applied to each 128 of k (as DeepSeek's kernels do). FP8 beside bf16
-// enters the tensor cores as the equal bf16; FP8 on both sides stays FP8. The order of a row's sums depends on n and k
-// alone: rows beside it, the number of rows and the tile change no bit.
+// enters the tensor cores as the equal bf16; FP8 on both sides stays FP8. Products that wgmma and the copy engine can
+// do go to tile_gemm.h, the rest to mma.sync (block_gemm.cuh).
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -24,14 +25,15 @@ struct RowGroups {
 
 struct GemmWeight {
   const void* data = nullptr;
-  const float* scale = nullptr;  // [ceil(n/128), ceil(k/128)], FP8 only
+  const float* scale = nullptr;       // [ceil(n/128), ceil(k/128)], FP8 only
+  const CUtensorMap* maps = nullptr;  // in device memory, one for each of kWeightBoxRows; null: none can be made
 };
+constexpr int kWeightBoxRows[] = {128, 96};
 
 struct BlockGemm {
   const void* a = nullptr;         // [m, k]
   const float* a_scale = nullptr;  // [m, ceil(k/128)]: a is FP8
   int64_t a_stride = 0;
-  const int32_t* a_rows = nullptr;  // row i of C comes from this row of A; negative counts as 0
   bool w_fp8 = false;
   int n = 0;
   int k = 0;          // a multiple of 8

@@ -109,6 +109,120 @@ __global__ void choose_kernel(const __grid_constant__ ChooseExperts a) {
   }
 }
 
+// The same for a number of experts that lanes hold in registers, kEach a lane: 256 experts in groups of whole lanes.
+// One warp, a block of its own, a token.
+constexpr int kEach = 8;
+
+__device__ __forceinline__ void keep_best(float& best, int& at, float other, int other_at) {
+  if (other > best || (other == best && other_at < at)) {
+    best = other;
+    at = other_at;
+  }
+}
+__device__ __forceinline__ int warp_best(float best, int at, int none) {
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) {
+    const float other = __shfl_xor_sync(~0u, best, d);
+    keep_best(best, at, other, __shfl_xor_sync(~0u, at, d));
+  }
+  return at == none ? 0 : at;
+}
+
+// Whether a lane's group is one of the chosen. Lanes of a group hold the same value.
+__device__ bool in_chosen_group(const ChooseExperts& a, const float (&choice)[kEach]) {
+  const int lane = threadIdx.x, lanes = 32 / a.n_group, group = lane / lanes;
+  float first = kOut, second = kOut;
+  const auto add = [&](float x) {
+    second = fmaxf(second, fminf(first, x));
+    first = fmaxf(first, x);
+  };
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) add(choice[i]);
+  for (int d = 1; d < lanes; d *= 2) {
+    const float other_first = __shfl_xor_sync(~0u, first, d), other_second = __shfl_xor_sync(~0u, second, d);
+    add(other_first);
+    add(other_second);
+  }
+  float value = a.top2_sum ? first + second : first;
+  bool chosen = false;
+  for (int i = 0; i < a.topk_group; ++i) {
+    const bool compares = value > kOut;
+    const int best = warp_best(compares ? value : kOut, compares ? group : a.n_group, a.n_group);
+    if (group == best) {
+      chosen = true;
+      value = NAN;
+    }
+  }
+  return chosen;
+}
+
+__global__ void __launch_bounds__(32) choose_256_kernel(const __grid_constant__ ChooseExperts a) {
+  constexpr int kExperts = 32 * kEach;
+  const int lane = threadIdx.x;
+  const int64_t row = blockIdx.x;
+  const int32_t position = a.positions[row];
+  if (position < 0) {
+    if (lane < a.top_k) {
+      a.ids[row * a.top_k + lane] = -1;
+      a.weights[row * a.top_k + lane] = 0.0f;
+    }
+    return;
+  }
+  float scores[kEach] = {}, choice[kEach];
+#pragma unroll 8
+  for (int p = 0; p < a.num_partials; ++p) {
+    const auto* from = reinterpret_cast<const float4*>(a.logits + p * a.partial_stride + row * kExperts + lane * kEach);
+    const float4 low = from[0], high = from[1];
+    const float v[kEach] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) scores[i] += v[i];
+  }
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    scores[i] = 1.0f / (1.0f + expf(-scores[i]));
+    choice[i] = a.bias != nullptr ? scores[i] + a.bias[lane * kEach + i] : scores[i];
+  }
+  if (a.topk_group < a.n_group && !in_chosen_group(a, choice)) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) choice[i] = kOut;
+  }
+  __syncwarp();
+  float sum = 0.0f, mine = 0.0f;  // lane k keeps choice k
+  int expert = 0;
+  for (int k = 0; k < a.top_k; ++k) {
+    float best = kOut;
+    int at = kExperts;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (choice[i] > best) {
+        best = choice[i];
+        at = lane * kEach + i;
+      }
+    }
+    const int e = warp_best(best, at, kExperts);
+    float score = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (e == lane * kEach + i) {
+        score = scores[i];
+        choice[i] = kOut;
+      }
+    }
+    score = __shfl_sync(~0u, score, e / kEach);
+    sum += score;
+    if (lane == k) {
+      mine = score;
+      expert = e;
+    }
+  }
+  if (lane >= a.top_k) return;
+  const int replica = position % a.replica_count[expert];
+  const int physical = a.logical_to_physical[int64_t{expert} * a.max_replicas + replica];
+  a.ids[row * a.top_k + lane] = physical;
+  a.weights[row * a.top_k + lane] = mine / (a.norm_topk_prob ? sum + 1e-20f : 1.0f) * a.scaling;
+  if (a.load != nullptr) atomicAdd(&a.load[physical], 1);
+}
+
 constexpr int kThreads = 256;
 
 // One block an expert, which walks all pairs in order. First the counts, then (kAssign) the rows.
@@ -185,6 +299,11 @@ __global__ void __launch_bounds__(kThreads)
 
 void choose_experts(const ChooseExperts& a, cudaStream_t stream) {
   if (a.num_rows == 0) return;
+  const bool whole_lanes = a.n_group <= 32 && 32 % a.n_group == 0;
+  if (a.num_experts == 32 * kEach && whole_lanes && a.sigmoid && a.top_k <= 32) {
+    choose_256_kernel<<<a.num_rows, 32, 0, stream>>>(a);
+    return;
+  }
   const size_t bytes = kWarps * (2 * a.num_experts + a.n_group) * sizeof(float);
   choose_kernel<<<(a.num_rows + kWarps - 1) / kWarps, kWarps * 32, bytes, stream>>>(a);
 }

@@ -1,4 +1,5 @@
-// Row-wise kernels of the residual stream: add + RMSNorm (+ quantise), embedding rows, merge, quantise.
+// Row-wise kernels of the residual stream: add + RMSNorm (+ quantise), embedding rows, merge, quantise. Rows are
+// multiples of 8 values that start at multiples of 16 bytes.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -29,21 +30,29 @@ struct AddRmsNorm {
 };
 void add_rms_norm(const AddRmsNorm& a, cudaStream_t stream);
 
-// q [num_rows, d], scale [num_rows, ceil(d/128)] = x. With plane_rows, row i comes from row first + i % plane_rows of
-// plane i / plane_rows: the window of a masked expert batch, packed.
+// Packed rows of a window of an expert batch: row i is row first + i % plane_rows of plane i / plane_rows (plane_rows
+// 0: row first + i of all). Rows beyond `counts` are left alone: the planes' counts, or one count of all; null: all are
+// there.
+struct WindowRows {
+  int64_t first = 0, plane_rows = 0;
+  const int32_t* counts = nullptr;
+};
+
+// q [num_rows, d], scale [num_rows, ceil(d/128)] = x; `plane` rows of x between two planes of the window.
 struct QuantizeRows {
   const __nv_bfloat16* x = nullptr;
   int64_t x_stride = 0;
   int64_t num_rows = 0;
   int d = 0;
   bool ue8m0 = false;
-  int64_t first = 0, plane_rows = 0, plane = 0;
+  WindowRows window;
+  int64_t plane = 0;
   uint8_t* q = nullptr;
   float* scale = nullptr;
 };
 void quantize_rows(const QuantizeRows& a, cudaStream_t stream);
 
-// out [rows, d] = table [ids[row], d]
+// out [rows, d] = table [ids[row], d]; a negative id counts as 0
 void embed_rows(const __nv_bfloat16* table, const int32_t* ids, int num_rows, int d, __nv_bfloat16* out,
                 cudaStream_t stream);
 
@@ -56,6 +65,7 @@ struct SiluMultiply {
   const __nv_bfloat16* in = nullptr;
   int64_t num_rows = 0;
   int n = 0;
+  WindowRows window;
   __nv_bfloat16* out = nullptr;
   uint8_t* out_fp8 = nullptr;
   float* out_scale = nullptr;

@@ -1,0 +1,380 @@
+// The kernel behind tile_gemm.h. Of three warpgroups the first two make a tile, each half of its rows; of the third,
+// two threads ask the copy engine for pieces of 128 bytes of k, kStages deep, and one warp fetches the scales of those
+// pieces. The queue of pieces runs on from tile to tile.
+//
+// FP8: a piece's product stands alone (`part`) and is added to the sums with its scales, as the scales ask for.
+#pragma once
+
+#include "backend/cuda/gemm/tile_shared.cuh"
+
+namespace manta::backend::cuda {
+
+// Walks all tiles, `step` apart. Each warp for itself: the lanes hold the groups.
+template <typename Config, bool kGrouped>
+class TileWalk {
+ public:
+  __device__ TileWalk(const TileLaunch& launch) : launch_(launch) {
+    const BlockGemm& g = launch.g;
+    n_tiles_ = (g.n + Config::kBN - 1) / Config::kBN;
+    columns_ = n_tiles_ * g.num_parts;
+    if constexpr (kGrouped) {
+      const int lane = threadIdx.x % 32;
+      if (lane < g.groups.num_groups) rows_ = rows_of(g.groups, lane);
+      upto_ = (rows_.num_rows + Config::kBM - 1) / Config::kBM * columns_;
+      const int mine = upto_;
+      for (int d = 1; d < 32; d *= 2) {
+        const int below = __shfl_up_sync(~0u, upto_, d);
+        if (lane >= d) upto_ += below;
+      }
+      below_ = upto_ - mine;
+      num_tiles_ = __shfl_sync(~0u, upto_, 31);
+    } else {
+      m_tiles_ = (g.m + Config::kBM - 1) / Config::kBM;
+      num_tiles_ = m_tiles_ * columns_ * g.num_batches;
+    }
+    next_ = blockIdx.x / launch.split;
+    step_ = gridDim.x / launch.split;
+  }
+
+  __device__ bool next(Tile& tile) {
+    if (next_ >= num_tiles_) return false;
+    int at = next_, m_tiles = m_tiles_;
+    next_ += step_;
+    const BlockGemm& g = launch_.g;
+    if constexpr (kGrouped) {
+      tile.group = __ffs(__ballot_sync(~0u, upto_ > at)) - 1;
+      at -= __shfl_sync(~0u, below_, tile.group);
+      tile.m = __shfl_sync(~0u, rows_.num_rows, tile.group);
+      const auto batch_row = __shfl_sync(~0u, rows_.batch_row, tile.group);
+      const auto inner_row = __shfl_sync(~0u, rows_.inner_row, tile.group);
+      tile.a_first = g.a_is_batch ? batch_row : inner_row;
+      tile.c_first = g.c_is_batch ? batch_row : inner_row;
+      m_tiles = (tile.m + Config::kBM - 1) / Config::kBM;
+    } else {
+      tile.m = g.m;
+      tile.batch = at / (m_tiles * columns_);
+      at %= m_tiles * columns_;
+    }
+    // Bands of row tiles; inside a band all rows of one column of tiles come first.
+    const int band = at / (launch_.m_band * columns_), first = band * launch_.m_band;
+    const int height = min(launch_.m_band, m_tiles - first);
+    at -= first * columns_;
+    const int column = at / height;
+    tile.m0 = (first + at % height) * Config::kBM;
+    tile.part = column / n_tiles_;
+    tile.n0 = column % n_tiles_ * Config::kBN;
+    return true;
+  }
+
+ private:
+  struct Rows {
+    int num_rows = 0;
+    int64_t batch_row = 0, inner_row = 0;
+  };
+  static __device__ Rows rows_of(const RowGroups& r, int group) {
+    Rows out;
+    if (r.masked) {
+      out.num_rows = min(max(r.counts[group] - r.window_begin, 0), r.window_rows);
+      out.batch_row = group * r.plane + r.window_begin;
+      out.inner_row = int64_t{group} * r.window_rows;
+    } else {
+      const int begin = max(r.counts[group], r.window_begin);
+      const int end = min(r.counts[group + 1], r.window_begin + r.window_rows);
+      out.num_rows = max(end - begin, 0);
+      out.batch_row = begin;
+      out.inner_row = begin - r.window_begin;
+    }
+    return out;
+  }
+
+  const TileLaunch& launch_;
+  int n_tiles_ = 0, columns_ = 0, m_tiles_ = 0, num_tiles_ = 0, next_ = 0, step_ = 1;
+  Rows rows_;
+  int upto_ = 0, below_ = 0;
+};
+
+// Position in the ring of stages: its parity flips each round.
+template <int kStages>
+struct Ring {
+  int stage = 0, round = 0;
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      ++round;
+    }
+  }
+};
+
+__device__ __forceinline__ int first_piece(const TileLaunch& launch, int rank) {
+  return launch.num_pieces * rank / launch.split;
+}
+
+// One thread asks for W, one of another warp for A: a thread takes about 100 cycles to ask.
+enum class Operand { kA, kW };
+
+template <typename Config, bool kGrouped, Operand kOperand>
+__device__ void fetch_tiles(const TileLaunch& launch, TileShared<Config>& s, int rank) {
+  const BlockGemm& g = launch.g;
+  TileWalk<Config, kGrouped> walk(launch);
+  Ring<Config::kStages> ring;
+  Tile tile;
+  while (walk.next(tile)) {
+    if (threadIdx.x % 32 != 0) continue;
+    const CUtensorMap* w_map = launch.weights[tile.group * g.num_parts + tile.part].maps + (Config::kBN == 128 ? 0 : 1);
+    const int w_row = tile.n0 + (g.w_stride > 0 ? 0 : static_cast<int>(tile.batch * g.w_batch / g.k));
+    const int w_k = g.w_stride > 0 ? static_cast<int>(tile.batch * g.w_batch) : 0;
+    const int a_row = static_cast<int>(tile.a_first + tile.m0);
+    const int a_k = static_cast<int>(tile.batch * g.a_batch);
+    const int a_boxes = min(Config::kRowTiles, (tile.m - tile.m0 + kABoxRows - 1) / kABoxRows);
+    for (int p = first_piece(launch, rank); p < first_piece(launch, rank + 1); ++p) {
+      uint64_t* full = &s.full[ring.stage];
+      barrier_wait(&s.empty[ring.stage], (ring.round & 1) ^ 1);
+      const int k = p * Config::kPieceK;
+      if constexpr (kOperand == Operand::kW) {
+        barrier_arrive_expect(full, Config::kWBytes);
+        tensor_load(s.w[ring.stage], w_map, full, w_k + k, w_row);
+      } else {
+        barrier_arrive_expect(full, a_boxes * kABoxRows * kPieceBytes);
+        for (int i = 0; i < a_boxes; ++i) {
+          tensor_load(s.a[ring.stage] + i * kABoxRows * kPieceBytes, &launch.a_map, full, a_k + k,
+                      a_row + i * kABoxRows);
+        }
+      }
+      ring.advance();
+    }
+  }
+}
+
+template <typename Config, bool kGrouped>
+__device__ void fetch_scales(const TileLaunch& launch, TileShared<Config>& s, int rank) {
+  const BlockGemm& g = launch.g;
+  const int lane = threadIdx.x % 32;
+  TileWalk<Config, kGrouped> walk(launch);
+  Ring<Config::kStages> ring;
+  Tile tile;
+  while (walk.next(tile)) {
+    const int block = min(tile.n0 + lane * 32, g.n - 1) / kScaleBlock;
+    const float* scale_w =
+        launch.weights[tile.group * g.num_parts + tile.part].scale + int64_t{block} * launch.num_pieces;
+    const float* scale_a[Config::kBM / 32];
+#pragma unroll
+    for (int i = 0; i < Config::kBM / 32; ++i) {
+      const int64_t row = tile.a_first + tile.m0 + i * 32 + lane;
+      scale_a[i] = row < launch.a_limit ? g.a_scale + row * launch.num_pieces : nullptr;
+    }
+    for (int p = first_piece(launch, rank); p < first_piece(launch, rank + 1); ++p) {
+      barrier_wait(&s.empty[ring.stage], (ring.round & 1) ^ 1);
+#pragma unroll
+      for (int i = 0; i < Config::kBM / 32; ++i) {
+        copy_async_4(&s.scale_a[ring.stage][i * 32 + lane], scale_a[i] != nullptr ? scale_a[i] + p : g.a_scale,
+                     scale_a[i] != nullptr ? 4 : 0);
+      }
+      if (lane < Config::kScales) copy_async_4(&s.scale_w[ring.stage][lane], scale_w + p, 4);
+      barrier_arrive_copies(&s.full[ring.stage]);
+      ring.advance();
+    }
+  }
+}
+
+// A stage may be filled again.
+__device__ __forceinline__ void release_stage(uint64_t* empty) {
+  if (threadIdx.x % 128 == 0) barrier_arrive(empty);
+}
+
+template <int kBN>
+__device__ __forceinline__ void wgmma_e4m3(float (&d)[kBN / 2], uint64_t a, uint64_t b, bool add) {
+  if constexpr (kBN == 128) {
+    wgmma_e4m3_n128(d, a, b, add);
+  } else {
+    wgmma_e4m3_n96(d, a, b, add);
+  }
+}
+
+// What a warpgroup makes of its rows of a tile, piece after piece of k. Products run two deep: while one is added to
+// the sums with its scales, the next is on its way.
+template <typename Config>
+class RowSums {
+ public:
+  static constexpr int kSums = Config::kSums;
+  __device__ __forceinline__ RowSums(TileShared<Config>& s, Ring<Config::kStages>& ring) : s_(s), ring_(ring) {
+    warpgroup_ = threadIdx.x / 128;
+    row_ = warpgroup_ * 64 + threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+    a_ = k_major(s.a[0] + warpgroup_ * 64 * kPieceBytes);
+    w_ = k_major(s.w[0]);
+    if (Config::kFp8 && warpgroup_ == 1) named_barrier_arrive(kTurns, kConsumers);  // the first turn is warpgroup 0's
+  }
+
+  // FP8: a warpgroup has one row tile. in_turns: so has the other, and the two ask for products in turns; side by side
+  // both would wait for the tensor cores, then both add up while those have nothing to do.
+  __device__ __forceinline__ void multiply(int pieces, bool in_turns, float (&sum)[kSums]) {
+    in_turns_ = in_turns;
+    float part[2][kSums];
+    int before = next_stage();
+    start(before, 0, part[0]);
+    int p = 1;
+    for (; p + 1 < pieces; p += 2) {
+      before = step(before, part[1], part[0], sum);
+      before = step(before, part[0], part[1], sum);
+    }
+    if (p < pieces) {
+      before = step(before, part[1], part[0], sum);
+      finish<0>(before, 0, part[1], sum);
+    } else {
+      finish<0>(before, 0, part[0], sum);
+    }
+    release_stage(&s_.empty[before]);
+  }
+
+  // A warpgroup without rows keeps step with the stages.
+  __device__ __forceinline__ void skip(int pieces) {
+    for (int p = 0; p < pieces; ++p) release_stage(&s_.empty[next_stage()]);
+  }
+
+  // bf16: no scales, the sums are the products' own.
+  template <int kRowTiles>
+  __device__ __forceinline__ void multiply_bf16(int pieces, float (&sum)[kRowTiles][kSums]) {
+    int before = 0;
+    for (int p = 0; p < pieces; ++p) {
+      const int stage = next_stage();
+#pragma unroll
+      for (int t = 0; t < kRowTiles; ++t) wgmma_hold(sum[t]);
+      wgmma_begin();
+#pragma unroll
+      for (int t = 0; t < kRowTiles; ++t) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          wgmma_bf16_n128(sum[t], advanced(a_, stage * Config::kABytes + t * 128 * kPieceBytes + k * 32),
+                          advanced(w_, stage * Config::kWBytes + k * 32), true);
+        }
+      }
+      wgmma_commit();
+      wgmma_wait<1>();
+      if (p > 0) release_stage(&s_.empty[before]);
+      before = stage;
+    }
+    wgmma_wait<0>();
+    release_stage(&s_.empty[before]);
+#pragma unroll
+    for (int t = 0; t < kRowTiles; ++t) wgmma_hold(sum[t]);
+  }
+
+ private:
+  __device__ __forceinline__ int next_stage() {
+    const int stage = ring_.stage;
+    barrier_wait(&s_.full[stage], ring_.round & 1);
+    ring_.advance();
+    return stage;
+  }
+
+  __device__ __forceinline__ void start(int stage, int t, float (&part)[kSums]) {
+    const uint64_t a = advanced(a_, stage * Config::kABytes + t * 128 * kPieceBytes);
+    const uint64_t w = advanced(w_, stage * Config::kWBytes);
+    wgmma_hold(part);
+    if (in_turns_) named_barrier(kTurns + warpgroup_, kConsumers);
+    wgmma_begin();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) wgmma_e4m3<Config::kBN>(part, advanced(a, k * 32), advanced(w, k * 32), k > 0);
+    wgmma_commit();
+    if (in_turns_) named_barrier_arrive(kTurns + 1 - warpgroup_, kConsumers);
+  }
+
+  template <int kRunning>
+  __device__ __forceinline__ void finish(int stage, int t, float (&part)[kSums], float (&sum)[kSums]) {
+    float scale[Config::kScales][2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const float scale_a = s_.scale_a[stage][row_ + t * 128 + 8 * e];
+#pragma unroll
+      for (int i = 0; i < Config::kScales; ++i) scale[i][e] = s_.scale_w[stage][i] * scale_a;
+    }
+    wgmma_wait<kRunning>();
+    wgmma_hold(part);
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) sum[i] += part[i] * scale[Config::kScales == 1 ? 0 : i / 16][i / 2 % 2];
+  }
+
+  __device__ __forceinline__ int step(int before, float (&part)[kSums], float (&part_before)[kSums],
+                                      float (&sum)[kSums]) {
+    const int stage = next_stage();
+    start(stage, 0, part);
+    finish<1>(before, 0, part_before, sum);
+    release_stage(&s_.empty[before]);
+    return stage;
+  }
+
+  TileShared<Config>& s_;
+  Ring<Config::kStages>& ring_;
+  static constexpr int kTurns = 2;  // named barriers: a warpgroup's turn
+  bool in_turns_ = false;
+  int warpgroup_, row_;
+  uint64_t a_, w_;
+};
+
+template <typename Config, bool kGrouped>
+__device__ void multiply_tiles(const TileLaunch& launch, TileShared<Config>& s, int rank) {
+  constexpr int kRowTiles = Config::kRowTiles, kSums = Config::kSums;
+  const int warpgroup = threadIdx.x / 128;
+  TileWalk<Config, kGrouped> walk(launch);
+  Ring<Config::kStages> ring;
+  RowSums<Config> rows(s, ring);
+  Tile tile;
+  while (walk.next(tile)) {
+    float sum[kRowTiles][kSums];
+#pragma unroll
+    for (int t = 0; t < kRowTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) sum[t][i] = 0.0f;
+    }
+    const int pieces = first_piece(launch, rank + 1) - first_piece(launch, rank);
+    const int left = tile.m - tile.m0 - warpgroup * 64;  // rows from this warpgroup's first one on
+    if constexpr (!Config::kFp8) {
+      rows.template multiply_bf16<kRowTiles>(pieces, sum);
+    } else if (left <= 0) {
+      rows.skip(pieces);
+    } else {
+      rows.multiply(pieces, tile.m - tile.m0 > 64, sum[0]);
+    }
+    if (launch.split > 1) {
+      store_shared_tile<Config>(launch, s, tile, rank, sum);
+    } else {
+#pragma unroll
+      for (int t = 0; t < kRowTiles; ++t) {
+        store_sums<Config>(launch, s, tile, tile.m0 + (t * 2 + warpgroup) * 64, sum[t]);
+      }
+    }
+  }
+}
+
+template <typename Config, bool kGrouped>
+__global__ void __launch_bounds__(kTileThreads, 1) tile_gemm_kernel(const __grid_constant__ TileLaunch launch) {
+  extern __shared__ uint8_t raw[];
+  auto& s = *reinterpret_cast<TileShared<Config>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Config::kStages; ++i) {
+      barrier_init(&s.full[i], Config::kFp8 ? 2 + 32 : 2);
+      barrier_init(&s.empty[i], 2);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+  // Blocks that share a tile meet twice, every thread of them: when all sums are there, and before one may leave.
+  const int rank = launch.split > 1 ? cluster_rank() : 0;
+  if (threadIdx.x >= kConsumers) {
+    registers_give<40>();
+    const int role = (threadIdx.x - kConsumers) / 32;
+    if (role == 0) fetch_tiles<Config, kGrouped, Operand::kW>(launch, s, rank);
+    if (role == 1) fetch_tiles<Config, kGrouped, Operand::kA>(launch, s, rank);
+    if (Config::kFp8 && role == 2) fetch_scales<Config, kGrouped>(launch, s, rank);
+    __syncwarp();
+    if (launch.split > 1) {
+      cluster_sync();
+      cluster_sync();
+    }
+  } else {
+    registers_take<232>();
+    multiply_tiles<Config, kGrouped>(launch, s, rank);
+    if (launch.split > 1) cluster_sync();
+  }
+}
+
+}  // namespace manta::backend::cuda
