@@ -51,7 +51,7 @@ inline int gate_pieces(int hidden_size) {
 
 struct StageLane : CudaLane {
   using CudaLane::CudaLane;
-  ~StageLane() {
+  ~StageLane() override {
     if (side != nullptr) cudaStreamDestroy(side);
   }
   DeviceMemory memory;
