@@ -1,12 +1,12 @@
 """The suites that `manta serve` is held to, through Ray's port and through the direct one: every test of the `openai` client, and
 the 600 prompts whose tokens must be the engine's own."""
 
-import asyncio
 import types
 
 import pytest
 from cluster import VENV, Cluster
-from eval_test import ask_all, direct_tokens, prompts
+from eval_prompts import ask_all, prompts, request
+from eval_test import direct_tokens
 from openai_test import *  # noqa: F403: its tests run here with another `deployment`
 from openai_test import client  # noqa: F401
 from pd_file import meaningful, scaled
@@ -39,5 +39,5 @@ def expected():
 
 
 def test_the_prompts_give_the_engines_tokens(deployment, expected):
-    served = asyncio.run(ask_all(deployment.url, prompts(600), 24))
+    served = [choices[0] for choices in ask_all(deployment.url, [request(line) for line in prompts(600)], 24)]
     assert [i for i in range(600) if served[i] != expected[i]] == []
