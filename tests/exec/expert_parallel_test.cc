@@ -4,8 +4,8 @@
 #include <cstdlib>
 #include <map>
 
-#include "eval_prompts.h"
 #include "group_serving.h"
+#include "same_tokens.h"
 
 namespace manta::exec {
 namespace {
@@ -23,44 +23,12 @@ LocalExecutorOptions tiny(const std::string& device) {
   return options;
 }
 
-std::string bits(const std::vector<sample::TokenLogprobs>& rows) {
-  std::string out;
-  for (const auto& row : rows) {
-    out.append(reinterpret_cast<const char*>(row.token_ids.data()), row.token_ids.size() * sizeof(TokenId));
-    out.append(reinterpret_cast<const char*>(row.logprobs.data()), row.logprobs.size() * sizeof(float));
-  }
-  return out;
-}
-
-// Half greedy, half sampled, so that every bit of the logits counts.
-std::vector<sched::Request> make_requests(const std::vector<EvalPrompt>& prompts, int max_tokens, bool sampled) {
-  std::vector<sched::Request> out;
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    sched::Request& request = out.emplace_back();
-    request.tokens = prompts[i].tokens;
-    request.num_prompt_tokens = static_cast<int>(request.tokens.size());
-    request.sampling.max_tokens = max_tokens;
-    request.sampling.temperature = sampled && i % 2 == 1 ? 1.0f : 0.0f;
-    request.sampling.seed = 1000 + i;
-    request.sampling.eos_token_ids = {kEos};
-    request.sampling.num_logprobs = sampled ? 3 : -1;
-  }
-  return out;
-}
-
-struct Scale {
-  std::string device;
-  int num_prompts;
-  int max_tokens;
-  friend void PrintTo(const Scale& s, std::ostream* out) { *out << s.device; }
-};
-
 class ExpertParallel : public ::testing::TestWithParam<Scale> {
  protected:
   void SetUp() override {
     static std::map<std::string, std::vector<Generated>> expected_on;  // computed once per device
     static const EvalPrompts prompts;
-    requests_ = make_requests(prompts.some(GetParam().num_prompts), GetParam().max_tokens, true);
+    requests_ = make_requests(prompts.some(GetParam().num_prompts), GetParam().max_tokens);
     std::vector<Generated>& expected = expected_on[GetParam().device];
     if (expected.empty()) expected = GroupServing(tiny(GetParam().device), 1, false, 1).run(requests_);
     expected_ = expected;
@@ -70,13 +38,7 @@ class ExpertParallel : public ::testing::TestWithParam<Scale> {
   LocalExecutorOptions options() const { return tiny(GetParam().device); }
 
   void expect_same(GroupServing& group) {
-    const auto got = group.run(requests_);
-    ASSERT_EQ(got.size(), expected_.size());
-    for (size_t i = 0; i < got.size(); ++i) {
-      EXPECT_EQ(got[i].tokens, expected_[i].tokens) << "request " << i;
-      EXPECT_EQ(got[i].finish, expected_[i].finish) << "request " << i;
-      EXPECT_EQ(bits(got[i].logprobs), bits(expected_[i].logprobs)) << "logprobs of request " << i;
-    }
+    exec::expect_same(group.run(requests_), expected_);
     EXPECT_GT(group.traffic().rows, 0u) << "no row crossed ranks";
     EXPECT_GE(group.traffic().bytes, group.traffic().rows * 256 * 2) << "hidden_size 256, two bytes or more each";
   }
@@ -157,7 +119,12 @@ INSTANTIATE_TEST_SUITE_P(Devices, ExpertParallel, ::testing::Values(Scale{"cpu",
 TEST(EvalOverRanks, NoTokenDiffers) {
   const bool all = std::getenv("MANTA_ALL_TESTS") != nullptr;
   const EvalPrompts eval;
-  const auto requests = make_requests(eval.some(all ? 600 : 30), 150, false);
+  auto requests = make_requests(eval.some(all ? 600 : 30), 150);
+  for (sched::Request& request : requests) {  // greedy, and no more than tokens
+    request.sampling.temperature = 0.0f;
+    request.sampling.frequency_penalty = 0.0f;
+    request.sampling.num_logprobs = -1;
+  }
   LocalExecutorOptions o = tiny("cpu");
   o.max_model_len = 4096;
   o.num_speculative_tokens = 1;

@@ -6,8 +6,7 @@
 
 #include <cstring>
 
-#include "eval_prompts.h"
-#include "serving.h"
+#include "same_tokens.h"
 
 namespace manta::exec {
 namespace {
@@ -33,40 +32,6 @@ std::unique_ptr<Executor> start(const LocalExecutorOptions& options) {
   return made.ok() ? std::move(made).value() : nullptr;
 }
 
-std::string bits(const std::vector<sample::TokenLogprobs>& rows) {
-  std::string out;
-  for (const auto& row : rows) {
-    out.append(reinterpret_cast<const char*>(row.token_ids.data()), row.token_ids.size() * sizeof(TokenId));
-    out.append(reinterpret_cast<const char*>(row.logprobs.data()), row.logprobs.size() * sizeof(float));
-    out.append(reinterpret_cast<const char*>(&row.rank), sizeof(row.rank));
-  }
-  return out;
-}
-
-// Half greedy, half sampled; the logprobs show every bit of the logits that decided.
-std::vector<sched::Request> make_requests(const std::vector<EvalPrompt>& prompts, int max_tokens) {
-  std::vector<sched::Request> out;
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    sched::Request& request = out.emplace_back();
-    request.tokens = prompts[i].tokens;
-    request.num_prompt_tokens = static_cast<int>(request.tokens.size());
-    request.sampling.max_tokens = max_tokens;
-    request.sampling.temperature = i % 2 == 0 ? 0.0f : 1.0f;
-    request.sampling.seed = 1000 + i;
-    request.sampling.eos_token_ids = {1};
-    request.sampling.num_logprobs = 3;
-    if (i % 4 == 3) request.sampling.frequency_penalty = 0.5f;
-  }
-  return out;
-}
-
-struct Scale {
-  std::string device;
-  int num_prompts;
-  int max_tokens;
-  friend void PrintTo(const Scale& s, std::ostream* out) { *out << s.device; }
-};
-
 class SameTokens : public ::testing::TestWithParam<Scale> {
  protected:
   void SetUp() override {
@@ -86,14 +51,7 @@ class SameTokens : public ::testing::TestWithParam<Scale> {
     return o;
   }
 
-  void expect_same(const std::vector<Generated>& got) const {
-    ASSERT_EQ(got.size(), expected_.size());
-    for (size_t i = 0; i < got.size(); ++i) {
-      EXPECT_EQ(got[i].tokens, expected_[i].tokens) << "request " << i;
-      EXPECT_EQ(got[i].finish, expected_[i].finish) << "request " << i;
-      EXPECT_EQ(bits(got[i].logprobs), bits(expected_[i].logprobs)) << "logprobs of request " << i;
-    }
-  }
+  void expect_same(const std::vector<Generated>& got) const { exec::expect_same(got, expected_); }
 
   std::vector<sched::Request> requests_;
   std::vector<Generated> expected_;  // one at a time, whole prompts, nothing cached, sync, no drafts

@@ -9,6 +9,7 @@ import threading
 import time
 
 import httpx
+import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MANTA = pathlib.Path(os.environ.get("MANTA_BINARY", ROOT / "build/cpu/manta"))
@@ -126,11 +127,17 @@ def wait_until(condition, what, timeout=60):
 
 
 def metric(url, name, **labels):
-    """Sum over the samples that have these labels."""
-    total = 0.0
-    for line in httpx.get(url + "/metrics", timeout=30).text.splitlines():
-        if line.split("{")[0].split(" ")[0] != name:
-            continue
-        if all(f'{k}="{v}"' in line for k, v in labels.items()):
-            total += float(line.rsplit(" ", 1)[1])
-    return total
+    """Sum over the samples that have these labels. A name that is not there at all is a mistake, not a 0."""
+    lines = httpx.get(url + "/metrics", timeout=30).text.splitlines()
+    found = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
+    assert found, f"no {name} in /metrics"
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found if all(f'{k}="{v}"' in line for k, v in labels.items()))
+
+
+def write_yaml(folder, change):
+    """deploy/local.yaml with change(args, file) applied."""
+    file = yaml.safe_load(LOCAL.read_text())
+    change(file["applications"][0]["args"], file)
+    path = folder / "changed.yaml"
+    path.write_text(yaml.safe_dump(file))
+    return path

@@ -10,9 +10,8 @@ import signal
 
 import httpx
 import pytest
-import yaml
 
-from deployment import LOCAL, Up, metric, wait_until
+from deployment import Up, metric, wait_until, write_yaml
 
 CONCURRENCY = 64
 SHARED = "A story that many requests begin with, long enough to be more than one block of the cache. " * 6
@@ -26,17 +25,15 @@ def requests():
                "ignore_eos": True, "return_token_ids": True, "stream": True}
 
 
-def write_yaml(folder, connector):
-    file = yaml.safe_load(LOCAL.read_text())
-    for role in ("prefill_config", "decode_config"):
-        config = file["applications"][0]["args"][role]
-        config["engine_kwargs"]["kv_transfer_config"] |= {
-            "kv_connector": connector, "kv_connector_extra_config": {"kv_lease_duration": 1}}
-        config["engine_kwargs"] |= {"max_num_batched_tokens": 256, "rank_deadline_s": 1.5, "block_size": 32}
-        config["runtime_env"] = {"env_vars": {"VLLM_NIXL_ABORT_REQUEST_TIMEOUT": "2"}}
-    path = folder / "pd.yaml"
-    path.write_text(yaml.safe_dump(file))
-    return path
+def pd_file(folder, connector):
+    def change(args, file):
+        for role in ("prefill_config", "decode_config"):
+            args[role]["engine_kwargs"]["kv_transfer_config"] |= {
+                "kv_connector": connector, "kv_connector_extra_config": {"kv_lease_duration": 1}}
+            args[role]["engine_kwargs"] |= {"max_num_batched_tokens": 256, "rank_deadline_s": 1.5, "block_size": 32}
+            args[role]["runtime_env"] = {"env_vars": {"VLLM_NIXL_ABORT_REQUEST_TIMEOUT": "2"}}
+
+    return write_yaml(folder, change)
 
 
 async def ask(client, body, leave_after=None):
@@ -122,7 +119,7 @@ def nothing_is_held(url):
 @pytest.mark.parametrize("n", [150, pytest.param(2000, marks=pytest.mark.slow)])
 def test_nothing_is_lost(tmp_path, connector, n):
     bodies = list(requests())
-    with Up(write_yaml(tmp_path, connector)) as up:
+    with Up(pd_file(tmp_path, connector)) as up:
 
         async def quiet():
             async with httpx.AsyncClient(base_url=up.url, timeout=300) as client:

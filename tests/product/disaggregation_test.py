@@ -5,9 +5,8 @@ import json
 import random
 
 import pytest
-import yaml
 
-from deployment import LOCAL, Deployment, Up, metric, wait_until
+from deployment import Deployment, Up, metric, wait_until, write_yaml
 from eval_prompts import ask_all, prompts, request
 
 MODEL_LEN = 4096  # the longest prompts below leave one token of it
@@ -30,15 +29,13 @@ def requests(count, sampled):
         yield "/v1/completions", {"prompt": SHARED + str(i), "max_tokens": 8, "temperature": 0, "return_token_ids": True}
 
 
-def write_yaml(folder, connector, more):
-    file = yaml.safe_load(LOCAL.read_text())
-    for role in ("prefill_config", "decode_config"):
-        kwargs = file["applications"][0]["args"][role]["engine_kwargs"]
-        kwargs["kv_transfer_config"]["kv_connector"] = connector
-        kwargs.update(more)
-    path = folder / "pd.yaml"
-    path.write_text(yaml.safe_dump(file))
-    return path
+def pd_file(folder, connector, more):
+    def change(args, file):
+        for role in ("prefill_config", "decode_config"):
+            args[role]["engine_kwargs"]["kv_transfer_config"]["kv_connector"] = connector
+            args[role]["engine_kwargs"].update(more)
+
+    return write_yaml(folder, change)
 
 
 COMMON = {"max_model_len": MODEL_LEN, "block_size": 32, "generation_config": "vllm", "enable_auto_tool_choice": True,
@@ -73,7 +70,7 @@ def colocated(request):
 def test_same_tokens(colocated, tmp_path, variant):
     asked, expected = colocated
     connector, more = VARIANTS[variant]
-    file = write_yaml(tmp_path, connector, {**COMMON, **more})
+    file = pd_file(tmp_path, connector, {**COMMON, **more})
     with Up(file) as up:
         for _ in range(2):  # the second time with a prefix cache that is full of them
             served = ask_all(up.url, asked, 500)
@@ -95,6 +92,6 @@ def test_drafts_are_accepted_as_often(colocated, tmp_path):
     with Deployment(*common_flags(), "--max-num-seqs", 64, *mtp) as both:
         ask_all(both.url, asked, 32)
         expected = acceptance(both.url)
-    with Up(write_yaml(tmp_path, "SharedMemoryConnector", {**COMMON, **MTP})) as up:
+    with Up(pd_file(tmp_path, "SharedMemoryConnector", {**COMMON, **MTP})) as up:
         ask_all(up.url, asked, 500)
         assert acceptance(up.url, role="decode") == pytest.approx(expected, abs=0.001)

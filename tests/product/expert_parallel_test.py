@@ -8,12 +8,10 @@ import json
 import os
 import pathlib
 import threading
-import time
-import urllib.request
 
 import pytest
 
-from deployment import Deployment
+from deployment import Deployment, metric, wait_until
 from eval_prompts import ask_all, request
 from eval_prompts import prompts as eval_prompts
 
@@ -72,14 +70,6 @@ def expected():
         return Streams(d.url, prompts()).texts()
 
 
-def counter(d, name):
-    """Sum over the engines."""
-    text = urllib.request.urlopen(d.url + "/metrics", timeout=10).read().decode()
-    found = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name + "{")]
-    assert found, f"no {name} in /metrics"
-    return sum(found)
-
-
 def shared_memory():
     return sorted(p.name for p in pathlib.Path("/dev/shm").iterdir() if "manta" in p.name)
 
@@ -88,27 +78,20 @@ def num_descriptors(pid):
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def wait_for(condition, what, timeout=30):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def idle(d):
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-    wait_for(lambda: not any(counter(d, name) for name in names), "requests or blocks stayed behind")
+    wait_until(lambda: not any(metric(d.url, name) for name in names), "requests or blocks stayed behind")
 
 
 def test_same_tokens_and_rows_cross_ranks(expected):
     with Deployment(*GROUP) as d:
         assert Streams(d.url, prompts()).texts() == expected
-        assert counter(d, "manta_ep_dispatch_rows_total") > NUM_STREAMS * MAX_TOKENS
-        assert counter(d, "manta_ep_dispatch_bytes_total") > NUM_STREAMS * MAX_TOKENS * 2 * 256
+        assert metric(d.url, "manta_ep_dispatch_rows_total") > NUM_STREAMS * MAX_TOKENS
+        assert metric(d.url, "manta_ep_dispatch_bytes_total") > NUM_STREAMS * MAX_TOKENS * 2 * 256
         # One request: the other ranks only serve their experts.
-        before = counter(d, "manta_dummy_steps_total")
+        before = metric(d.url, "manta_dummy_steps_total")
         assert Streams(d.url, prompts(1)).texts() == expected[:1]
-        wait_for(lambda: counter(d, "manta_dummy_steps_total") >= before + 3 * (MAX_TOKENS - 1), "dummy steps are counted")
+        wait_until(lambda: metric(d.url, "manta_dummy_steps_total") >= before + 3 * (MAX_TOKENS - 1), "dummy steps are counted")
         idle(d)
 
 
@@ -124,7 +107,7 @@ def test_eval_prompts(group):
         expected = ask_all(one.url, asked, 64)
     with Deployment(*flags, *group, "--enable-expert-parallel") as d:
         served = ask_all(d.url, asked, 64)
-        assert counter(d, "manta_ep_dispatch_rows_total") > 0
+        assert metric(d.url, "manta_ep_dispatch_rows_total") > 0
     assert [i for i in range(600) if served[i] != expected[i]] == []
 
 
@@ -149,7 +132,7 @@ def test_killed_under_streams(expected, what):
         assert len(now) == 4 and (killed in engines) == (set(now) != set(engines))
         if what == "engine":
             assert [pid for pid in engines if pid not in now] == [killed], "no survivor was restarted"
-        wait_for(lambda: all(num_descriptors(pid) <= descriptors[pid] + 1 for pid in now if pid in descriptors),
+        wait_until(lambda: all(num_descriptors(pid) <= descriptors[pid] + 1 for pid in now if pid in descriptors),
                  f"descriptors leaked: {[(descriptors.get(p), num_descriptors(p)) for p in now]}")
         every = now + d.children("api") + d.children("coordinator")
     assert [pid for pid in every if os.path.exists(f"/proc/{pid}")] == []
@@ -172,7 +155,7 @@ def test_api_killed_under_streams(expected):
             except OSError:
                 return False
 
-        wait_for(serves, "the new api process does not serve the same tokens")
+        wait_until(serves, "the new api process does not serve the same tokens")
         idle(d)
         assert d.children("engine") == engines
     assert shared_memory() == []

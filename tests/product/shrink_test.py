@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from deployment import metric, wait_until
-from expert_parallel_test import GROUP, Deployment, Streams, counter, expected, idle, prompts  # noqa: F401 (a fixture)
+from expert_parallel_test import GROUP, Deployment, Streams, expected, idle, prompts  # noqa: F401 (a fixture)
 
 EPLB = {"step_interval": 16, "window_size": 16, "num_redundant_experts": 8, "min_gain": 0}
 VARIANTS = {
@@ -63,5 +63,5 @@ def test_the_others_wait_when_they_must_not_shrink(expected):  # noqa: F811
             wait_until(lambda: ranks_in_group(d) == set(), "nobody is in a group")
         assert streams.texts() == expected
         idle(d)
-        assert counter(d, "manta_ep_group_ranks") == 16
+        assert metric(d.url, "manta_ep_group_ranks") == 16
     assert "the group goes on" not in d.text()

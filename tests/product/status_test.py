@@ -44,7 +44,8 @@ def test_load_balancing_and_microbatches_are_counted():
         assert httpx.post(d.url + "/v1/completions", json=body, timeout=60).status_code == 200
         one = {"prompt": [5, 6, 7], "max_tokens": 8, "ignore_eos": True}
         assert httpx.post(d.url + "/v1/completions", json=one, timeout=60).status_code == 200
-        wait_until(lambda: metric(d.url, "manta_eplb_balancedness") > 0, "a window of expert load")
+        wait_until(lambda: "manta_eplb_balancedness{" in httpx.get(d.url + "/metrics").text, "a window of expert load")
+        assert metric(d.url, "manta_eplb_balancedness") > 0
         metrics = httpx.get(d.url + "/metrics").text.splitlines()
         layers = {line.split("{")[1].split("}")[0]: float(line.rsplit(" ", 1)[1]) for line in metrics
                   if line.startswith("manta_eplb_balancedness{")}

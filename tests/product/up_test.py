@@ -12,7 +12,7 @@ import urllib.request
 
 import pytest
 import yaml
-from deployment import LOCAL, MANTA, ROOT, Deployment, Up, metric, wait_until
+from deployment import LOCAL, MANTA, ROOT, Deployment, Up, metric, wait_until, write_yaml
 
 PROMPTS = ["What is 17 + 25?", "What is the capital of France?", "Sort 5 2 9 1.", "Say nothing."]
 
@@ -23,15 +23,6 @@ def ask(url, model, content, **more):
                                      {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)["choices"][0]["message"]["content"]
-
-
-def write_yaml(folder, change):
-    """deploy/local.yaml with change(args, file) applied."""
-    file = yaml.safe_load(LOCAL.read_text())
-    change(file["applications"][0]["args"], file)
-    path = folder / "changed.yaml"
-    path.write_text(yaml.safe_dump(file))
-    return path
 
 
 def refused(path, *flags):

@@ -5,6 +5,7 @@
 // FP8: a piece's product stands alone (`part`) and is added to the sums with its scales, as the scales ask for.
 #pragma once
 
+#include "backend/cuda/gemm/group_rows.cuh"
 #include "backend/cuda/gemm/tile_shared.cuh"
 
 namespace manta::backend::cuda {
@@ -19,7 +20,7 @@ class TileWalk {
     columns_ = n_tiles_ * g.num_parts;
     if constexpr (kGrouped) {
       const int lane = threadIdx.x % 32;
-      if (lane < g.groups.num_groups) rows_ = rows_of(g.groups, lane);
+      if (lane < g.groups.num_groups) rows_ = group_rows(g.groups, lane);
       upto_ = (rows_.num_rows + Config::kBM - 1) / Config::kBM * columns_;
       const int mine = upto_;
       for (int d = 1; d < 32; d *= 2) {
@@ -67,29 +68,9 @@ class TileWalk {
   }
 
  private:
-  struct Rows {
-    int num_rows = 0;
-    int64_t batch_row = 0, inner_row = 0;
-  };
-  static __device__ Rows rows_of(const RowGroups& r, int group) {
-    Rows out;
-    if (r.masked) {
-      out.num_rows = min(max(r.counts[group] - r.window_begin, 0), r.window_rows);
-      out.batch_row = group * r.plane + r.window_begin;
-      out.inner_row = int64_t{group} * r.window_rows;
-    } else {
-      const int begin = max(r.counts[group], r.window_begin);
-      const int end = min(r.counts[group + 1], r.window_begin + r.window_rows);
-      out.num_rows = max(end - begin, 0);
-      out.batch_row = begin;
-      out.inner_row = begin - r.window_begin;
-    }
-    return out;
-  }
-
   const TileLaunch& launch_;
   int n_tiles_ = 0, columns_ = 0, m_tiles_ = 0, num_tiles_ = 0, next_ = 0, step_ = 1;
-  Rows rows_;
+  GroupRows rows_;
   int upto_ = 0, below_ = 0;
 };
 
