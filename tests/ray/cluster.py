@@ -146,7 +146,11 @@ class Cluster:
         self._do("serve", "shutdown", "-y", "-a", self.dashboard)
         if self._serve is not None:
             self._serve.terminate()
-            self._serve.wait(timeout=60)
+            try:
+                self._serve.wait(timeout=60)
+            except subprocess.TimeoutExpired:  # Ray 2.51's client, now and then; what is asked for is no process of manta
+                self._serve.kill()
+                self._serve.wait()
 
     def processes(self, *words):
         """Ids of this cluster's processes whose command line begins so ("manta engine"; the first word without its folder)."""
