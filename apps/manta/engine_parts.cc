@@ -147,6 +147,7 @@ Result<std::unique_ptr<sched::Scheduler>> make_scheduler(const Settings& s, cons
   options.policy = s.scheduling_policy == "priority" ? sched::Policy::kPriority : sched::Policy::kFcfs;
   options.enable_prefix_caching = s.enable_prefix_caching;
   options.enable_chunked_prefill = s.enable_chunked_prefill;
+  options.long_prefill_token_threshold = static_cast<int>(s.long_prefill_token_threshold);
   options.recompute_failed_loads = s.kv_transfer_config.kv_load_failure_policy == "recompute";
   return sched::Scheduler::make(options, connector);
 }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "api/auth.h"
+#include "api/cors.h"
 #include "api/openai/request_id.h"
 #include "base/log.h"
 #include "cluster/node_plan.h"
@@ -153,8 +154,9 @@ std::string_view EventLoop::route_path(const HttpRequest& request) const {
 
 std::optional<HttpResponse> EventLoop::refuse(const HttpRequest& head) {
   const std::string_view path = route_path(head);
-  std::optional<HttpResponse> refusal = check_api_key(state_.settings.api_key, path, head.header("Authorization"));
   const Match match = find_route(head.method, path);
+  if (auto preflight = answer_preflight(state_.settings, head, match.allow)) return preflight;
+  std::optional<HttpResponse> refusal = check_api_key(state_.settings.api_key, path, head.header("Authorization"));
   if (!refusal && match.problem) {
     refusal = match.problem->response();
     if (!match.allow.empty()) refusal->headers.push_back({"Allow", match.allow});
@@ -177,9 +179,12 @@ void EventLoop::handle(HttpRequest request, ResponseWriterPtr writer) {
 }
 
 std::vector<HttpHeader> EventLoop::common_headers(const HttpRequest& head) {
-  if (!state_.settings.enable_request_id_headers) return {};
-  const std::string_view given = head.header("X-Request-Id");
-  return {{"X-Request-Id", given.empty() ? random_id(ids_) : std::string(given)}};
+  std::vector<HttpHeader> headers = cors_headers(state_.settings, head);
+  if (state_.settings.enable_request_id_headers) {
+    const std::string_view given = head.header("X-Request-Id");
+    headers.push_back({"X-Request-Id", given.empty() ? random_id(ids_) : std::string(given)});
+  }
+  return headers;
 }
 
 void EventLoop::on_response(int status) {

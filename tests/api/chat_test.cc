@@ -259,6 +259,65 @@ TEST(Chat, MissingContentIsAnEmptyTextUnlessTheTemplateTellsCallsByIt) {
             "[][f][]");
 }
 
+std::string prompt_of(TestServer& server, const std::string& body) {
+  const size_t index = server.engine.num_submits();
+  post(server, body);
+  return (*text::Tokenizer::load("models/tiny-v3"))->decode(server.engine.wait_submit(index).tokens, false);
+}
+
+TEST(Chat, ATrustedRequestBringsItsOwnTemplate) {
+  const std::string own =
+      R"({"messages":[{"role":"user","content":"x"}],"chat_template":"<{{ messages[0].content }}>"})";
+  TestServer strict;
+  EXPECT_EQ(post(strict, own, 400)["error"]["param"], "chat_template");
+  TestServer trusting([](Settings& s) { s.trust_request_chat_template = true; });
+  trusting.engine.set_script(steps("ok"));
+  EXPECT_EQ(prompt_of(trusting, own), "<x>");
+  // A file's name is a text like any other: requests read no files.
+  EXPECT_EQ(prompt_of(trusting,
+                      R"({"messages":[{"role":"user","content":"x"}],"chat_template":"models/tiny-v3/config.json"})"),
+            "models/tiny-v3/config.json");
+  const json broken = post(trusting, R"({"messages":[{"role":"user","content":"x"}],"chat_template":"{% if %}"})", 400);
+  EXPECT_EQ(broken["error"]["param"], "chat_template");
+}
+
+TEST(Chat, TheServersTemplateVariablesGiveWayToTheRequests) {
+  TestServer server([](Settings& s) {
+    s.chat_template = "{{ a }}{{ b }}";
+    s.default_chat_template_kwargs.text = R"({"a":"one","b":"two"})";
+  });
+  server.engine.set_script(steps("ok"));
+  EXPECT_EQ(prompt_of(server, "{" + kHello + "}"), "onetwo");
+  EXPECT_EQ(prompt_of(server, "{" + kHello + R"(,"chat_template_kwargs":{"b":"three"}})"), "onethree");
+}
+
+TEST(Chat, ToolsThatMustNotBeUsedCanBeLeftOutOfThePrompt) {
+  const std::string body = "{" + kHello + "," + kTools + R"(,"tool_choice":"none"})";
+  for (const bool exclude : {false, true}) {
+    TestServer server([&](Settings& s) {
+      s.chat_template = "{% if tools %}{{ tools | length }}{% else %}no{% endif %} tools";
+      s.exclude_tools_when_tool_choice_none = exclude;
+    });
+    server.engine.set_script(steps("ok"));
+    EXPECT_EQ(prompt_of(server, body), exclude ? "no tools" : "1 tools");
+  }
+}
+
+TEST(Chat, ServerWideRulesOfGrammars) {
+  const ReasoningTokenizer tokenizer;
+  TestServer server([&](Settings& s) {
+    s.tokenizer = tokenizer.folder;
+    s.reasoning_parser = "deepseek_r1";
+    s.structured_outputs_config.enable_in_reasoning = true;
+    s.structured_outputs_config.disable_any_whitespace = true;
+  });
+  server.engine.set_script(steps("yes"));
+  post(server, "{" + kHello + kChoice + "}");
+  const auto grammar = server.engine.wait_submit(0).sampling.grammar;
+  EXPECT_EQ(grammar.after_token, -1);
+  EXPECT_FALSE(grammar.any_whitespace);
+}
+
 // Beyond Offload::kMinBytes the template and the tokens are made beside the loop; the answer is the same.
 TEST(Chat, ALongRequestIsAnsweredLikeAShortOne) {
   TestServer server([](Settings& s) { s.max_num_queued_reqs = 1; });

@@ -57,6 +57,65 @@ TEST(Server, ApiKey) {
   EXPECT_EQ(status_of(client.get("/health")), 200);
 }
 
+// Sends OPTIONS as a browser does before it calls from another origin.
+std::optional<ClientResponse> preflight(HttpClient& client, const std::string& headers) {
+  client.send("OPTIONS /v1/completions HTTP/1.1\r\nHost: t\r\n" + headers + "\r\n");
+  return client.read_response();
+}
+
+TEST(Server, PagesOfAnyOriginMayCallUnlessToldOtherwise) {
+  TestServer server([](Settings& s) { s.api_key = {"k"}; });
+  auto client = server.client();
+  const auto asked = preflight(client,
+                               "Origin: http://a\r\nAccess-Control-Request-Method: POST\r\n"
+                               "Access-Control-Request-Headers: authorization, content-type\r\n");
+  ASSERT_EQ(status_of(asked), 200);
+  EXPECT_EQ(asked->header("access-control-allow-origin"), "*");
+  EXPECT_EQ(asked->header("access-control-allow-methods"), "POST");
+  EXPECT_EQ(asked->header("access-control-allow-headers"), "authorization, content-type");
+  // Refusals carry the header too, or the page could not read why.
+  const auto refused = client.get("/v1/models", "Origin: http://a\r\n");
+  EXPECT_EQ(status_of(refused), 401);
+  EXPECT_EQ(refused->header("access-control-allow-origin"), "*");
+  EXPECT_EQ(client.get("/health")->header("access-control-allow-origin"), "");
+}
+
+TEST(Server, OriginsMethodsAndHeadersAreCheckedAgainstTheirLists) {
+  TestServer server([](Settings& s) {
+    s.allowed_origins = {"http://a", "http://b"};
+    s.allowed_methods = {"GET"};
+    s.allowed_headers = {"Content-Type"};
+    s.allow_credentials = true;
+  });
+  auto client = server.client();
+  const auto answer = client.get("/health", "Origin: http://b\r\n");
+  EXPECT_EQ(answer->header("access-control-allow-origin"), "http://b");
+  EXPECT_EQ(answer->header("vary"), "Origin");
+  EXPECT_EQ(answer->header("access-control-allow-credentials"), "true");
+  EXPECT_EQ(client.get("/health", "Origin: http://c\r\n")->header("access-control-allow-origin"), "");
+  const std::string from_a = "Origin: http://a\r\n", get = "Access-Control-Request-Method: GET\r\n";
+  EXPECT_EQ(status_of(preflight(client, from_a + get)), 200);
+  EXPECT_THAT(preflight(client, "Origin: http://c\r\n" + get)->body, HasSubstr("origin: http://c"));
+  EXPECT_THAT(preflight(client, from_a + "Access-Control-Request-Method: POST\r\n")->body, HasSubstr("method: POST"));
+  EXPECT_THAT(preflight(client, from_a + get + "Access-Control-Request-Headers: content-type,x-b\r\n")->body,
+              HasSubstr("header: x-b"));
+  EXPECT_EQ(status_of(preflight(client, "")), 405);  // OPTIONS of no browser
+}
+
+TEST(Server, TokenizerInfoIsServedWhereAsked) {
+  TestServer closed;
+  auto refused = closed.client();
+  EXPECT_EQ(status_of(refused.get("/tokenizer_info")), 404);
+  TestServer server([](Settings& s) {
+    s.enable_tokenizer_info_endpoint = true;
+    s.chat_template = "{{ messages }}";
+  });
+  auto client = server.client();
+  const json info = json::parse(client.get("/tokenizer_info")->body);
+  EXPECT_EQ(info["chat_template"], "{{ messages }}");
+  EXPECT_TRUE(info.contains("tokenizer_class")) << info.dump();
+}
+
 TEST(Server, RequestIdIsUsedAndEchoedWhereAsked) {
   TestServer server([](Settings& s) { s.enable_request_id_headers = true; });
   server.engine.set_script({finished(FinishReason::kLength, {5})});

@@ -220,8 +220,7 @@ TEST(CommandLine, RefusedOptionsGiveTheReasonAndOnlyWhenOn) {
   EXPECT_THAT(refused({"m", "--enable-dbo"}), HasSubstr("enable_dbo: needs data_parallel_size above 1"));
   EXPECT_THAT(refused({"m", "-dp", "2", "--enable-dbo"}), HasSubstr("enable_dbo: needs enable_expert_parallel"));
   parse({"m", "--no-enable-lora", "--no-enable-dbo", "--enable-eplb=false", "--pipeline-parallel-size", "1"});
-  parse({"m", "--allowed-methods", R"(["*"])", "--watermark", "0.0", "--quantization", "FP8"});
-  EXPECT_THAT(refused({"m", "--allowed-methods", R"(["GET"])"}), HasSubstr("CORS"));
+  parse({"m", "--watermark", "0.0", "--quantization", "FP8"});
   const auto out = parse_command_line(Args{"m", "--enable-lora"}, {});
   EXPECT_EQ(out.error().code, ErrorCode::kUnimplemented);
 }

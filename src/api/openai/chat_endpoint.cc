@@ -1,5 +1,5 @@
-#include <algorithm>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "api/openai/chat_answer.h"
@@ -22,11 +22,6 @@ struct ChatPlan {
   ChatOptions options;
   Problem problem;
 };
-
-bool is_true(const ChatRequest& request, std::string_view kwarg) {
-  return std::any_of(request.template_kwargs.begin(), request.template_kwargs.end(),
-                     [&](const auto& pair) { return pair.first == kwarg && pair.second == "true"; });
-}
 
 Problem plan_tools(const Settings& settings, ChatRequest& request, PartsOptions& parts) {
   const bool has_tools = !request.tools.empty();
@@ -59,9 +54,12 @@ void plan_reasoning(const LoopContext& context, const ChatRequest& request, Chat
   if (reasoning_is_over(context.model, plan.prepared.prompts.front().ids)) return;
   PartsOptions& parts = plan.options.parts;
   parts.reasoning_parser = *context.settings.reasoning_parser;
-  parts.thinking = is_true(request, "thinking") || is_true(request, "enable_thinking");
+  const auto variables = template_variables(context.settings, request);
+  const auto is_true = [&](const char* name) { return variables.contains(name) && variables[name] == true; };
+  parts.thinking = is_true("thinking") || is_true("enable_thinking");
   parts.include_reasoning = request.include_reasoning;
-  if (text::ReasoningParser::begins_with_reasoning(parts.reasoning_parser, parts.thinking)) {
+  if (!context.settings.structured_outputs_config.enable_in_reasoning &&
+      text::ReasoningParser::begins_with_reasoning(parts.reasoning_parser, parts.thinking)) {
     plan.prepared.sampling.grammar.after_token = context.model.reasoning_end;
   }
 }

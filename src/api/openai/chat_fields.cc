@@ -165,12 +165,6 @@ Problem read_template_kwargs(Json value, R& r) {
   return {};
 }
 
-Problem refuse_template(Json, R&) {
-  return bad_value("chat_template",
-                   "Chat template is passed with request, but --trust-request-chat-template is not set. "
-                   "Refused request with untrusted chat template.");
-}
-
 Problem refuse_echo(Json value, R&) {
   bool wanted = false;
   if (auto problem = read_bool(value, "echo", wanted)) return problem;
@@ -194,7 +188,7 @@ constexpr Field<R> kFields[] = {
      [](Json v, R& r) {
        return read_int(v, "top_logprobs", {R::kWholeVocabulary, std::numeric_limits<int32_t>::max()}, r.top_logprobs);
      }},
-    {"chat_template", refuse_template},
+    {"chat_template", [](Json v, R& r) { return read_string(v, "chat_template", r.chat_template); }},
     {"chat_template_kwargs", read_template_kwargs},
     {"documents",
      [](Json v, R& r) -> Problem {

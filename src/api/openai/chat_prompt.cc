@@ -25,23 +25,50 @@ void fill_missing_content(const text::ChatTemplate& chat_template, OrderedJson& 
   }
 }
 
+// The request's own template where requests are trusted with that, else the model's.
+Problem choose_template(const LoopContext& context, const ChatRequest& request,
+                        std::shared_ptr<const text::ChatTemplate>& out) {
+  out = context.model.chat_template;
+  if (!request.chat_template.empty()) {
+    if (!context.settings.trust_request_chat_template) {
+      return bad_value("chat_template",
+                       "Chat template is passed with request, but --trust-request-chat-template is not set. "
+                       "Refused request with untrusted chat template.");
+    }
+    auto parsed = text::ChatTemplate::parse(request.chat_template, context.model.tokenizer_config);
+    if (!parsed.ok()) return bad_value("chat_template", parsed.error().message);
+    out = std::move(*parsed);
+  }
+  if (out) return {};
+  return bad_value("messages",
+                   "The model's tokenizer has no chat template; give one with --chat-template, or use "
+                   "/v1/completions.");
+}
+
+bool shows_tools(const Settings& settings, const ChatRequest& request) {
+  if (request.tools.empty()) return false;
+  return !settings.exclude_tools_when_tool_choice_none || request.tool_choice != ToolChoice::kNone;
+}
+
 }  // namespace
 
+OrderedJson template_variables(const Settings& settings, const ChatRequest& request) {
+  OrderedJson variables = parse(settings.default_chat_template_kwargs.text);
+  for (const auto& [name, value] : request.template_kwargs) variables[name] = parse(value);
+  return variables;
+}
+
 Problem render_chat(const LoopContext& context, const ChatRequest& request, std::string& prompt) {
-  const auto& chat_template = context.model.chat_template;
-  if (!chat_template) {
-    return bad_value("messages",
-                     "The model's tokenizer has no chat template; give one with --chat-template, or use "
-                     "/v1/completions.");
-  }
+  std::shared_ptr<const text::ChatTemplate> chat_template;
+  if (auto problem = choose_template(context, request, chat_template)) return problem;
   OrderedJson messages = parse(request.messages);
   fill_missing_content(*chat_template, messages);
-  const OrderedJson tools = request.tools.empty() ? OrderedJson() : parse(request.tools);
+  const bool with_tools = shows_tools(context.settings, request);
+  const OrderedJson tools = with_tools ? parse(request.tools) : OrderedJson();
   const OrderedJson documents = request.documents.empty() ? OrderedJson() : parse(request.documents);
-  OrderedJson kwargs = OrderedJson::object();
-  for (const auto& [name, value] : request.template_kwargs) kwargs[name] = parse(value);
+  const OrderedJson kwargs = template_variables(context.settings, request);
   auto rendered = chat_template->render({.messages = &messages,
-                                         .tools = request.tools.empty() ? nullptr : &tools,
+                                         .tools = with_tools ? &tools : nullptr,
                                          .documents = request.documents.empty() ? nullptr : &documents,
                                          .kwargs = &kwargs,
                                          .add_generation_prompt = request.add_generation_prompt,

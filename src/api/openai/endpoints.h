@@ -12,6 +12,7 @@ void handle_completions(const LoopContext& context, HttpRequest request, const R
 void handle_chat_completions(const LoopContext& context, HttpRequest request, const ResponseWriterPtr& writer);
 void handle_models(const LoopContext& context, HttpRequest request, const ResponseWriterPtr& writer);
 void handle_tokenize(const LoopContext& context, HttpRequest request, const ResponseWriterPtr& writer);
+void handle_tokenizer_info(const LoopContext& context, HttpRequest request, const ResponseWriterPtr& writer);
 void handle_detokenize(const LoopContext& context, HttpRequest request, const ResponseWriterPtr& writer);
 
 }  // namespace manta::api

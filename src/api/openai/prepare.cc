@@ -140,7 +140,8 @@ float effective_temperature(double temperature) {
   return static_cast<float>(std::max(temperature, kMinTemperature));
 }
 
-void fill_sampling(const ServedModel& model, const GenerateRequest& request, sample::SamplingParams& out) {
+void fill_sampling(const Settings& settings, const ServedModel& model, const GenerateRequest& request,
+                   sample::SamplingParams& out) {
   const SamplingDefaults& defaults = model.defaults;
   out.temperature = effective_temperature(request.temperature.value_or(defaults.temperature.value_or(1.0)));
   out.top_p = static_cast<float>(request.top_p.value_or(defaults.top_p.value_or(1.0)));
@@ -157,11 +158,12 @@ void fill_sampling(const ServedModel& model, const GenerateRequest& request, sam
   out.eos_token_ids = model.eos_token_ids;
   out.stop_token_ids = request.stop_token_ids;
   out.grammar = request.grammar;
+  if (settings.structured_outputs_config.disable_any_whitespace) out.grammar.any_whitespace = false;
 }
 
 Problem prepare_sampling(const LoopContext& context, const engine::Welcome& engine, const GenerateRequest& request,
                          sample::SamplingParams& out) {
-  fill_sampling(context.model, request, out);
+  fill_sampling(context.settings, context.model, request, out);
   if (out.greedy() && request.n > 1) {
     return bad_value("n", fmt::format("n must be 1 when using greedy sampling, got {}.", request.n));
   }

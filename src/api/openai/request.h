@@ -81,7 +81,8 @@ struct ChatRequest : GenerateRequest {
   bool parallel_tool_calls = true;
   bool want_logprobs = false;
   int64_t top_logprobs = 0;
-  std::string documents;  // JSON array or empty
+  std::string documents;      // JSON array or empty
+  std::string chat_template;  // in the place of the model's; empty: none
   // Variables for the template: chat_template_kwargs and reasoning_effort. JSON values by name.
   std::vector<std::pair<std::string, std::string>> template_kwargs;
   bool add_generation_prompt = true;

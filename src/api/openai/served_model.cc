@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <ctime>
+#include <nlohmann/json.hpp>
 
 #include "text/file.h"
 #include "text/reasoning_parser.h"
@@ -91,6 +92,15 @@ Status load_template(const Settings& settings, ServedModel& model) {
   return {};
 }
 
+// tokenizer_config.json with the template that is in use.
+Status load_tokenizer_info(const std::string& tokenizer_root, ServedModel& model) {
+  MANTA_ASSIGN(const std::string text, text::read_file(tokenizer_root + "/tokenizer_config.json"));
+  auto info = nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (model.chat_template) info["chat_template"] = model.chat_template->source();
+  model.tokenizer_info = info.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  return {};
+}
+
 }  // namespace
 
 bool ServedModel::answers_to(std::string_view name) const {
@@ -112,6 +122,7 @@ Result<ServedModel> load_served_model(const Settings& settings) {
     return config.error();
   }
   MANTA_TRY(load_template(settings, model));
+  if (settings.enable_tokenizer_info_endpoint) MANTA_TRY(load_tokenizer_info(tokenizer_root, model));
   if (settings.tool_call_parser) MANTA_TRY(text::ToolParser::check(*settings.tool_call_parser, *model.tokenizer));
   if (settings.reasoning_parser) {
     MANTA_TRY(text::ReasoningParser::check(*settings.reasoning_parser, *model.tokenizer));

@@ -33,6 +33,7 @@ struct ServedModel {
   TokenId reasoning_start = -1, reasoning_end = -1;         // <think> and </think>; -1 without reasoning parser
   size_t max_token_bytes = 1;                               // of the longest token
   std::vector<TokenId> eos_token_ids;
+  std::string tokenizer_info;  // the body of /tokenizer_info; empty: not served
   SamplingDefaults defaults;
 
   bool answers_to(std::string_view name) const;

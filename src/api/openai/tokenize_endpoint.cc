@@ -145,4 +145,12 @@ void handle_detokenize(const LoopContext& context, HttpRequest request, const Re
   writer->send(problem ? problem->response() : std::move(response));
 }
 
+void handle_tokenizer_info(const LoopContext& context, HttpRequest, const ResponseWriterPtr& writer) {
+  if (context.model.tokenizer_info.empty()) {
+    return writer->send(
+        not_found("/tokenizer_info is not served; start the server with --enable-tokenizer-info-endpoint.").response());
+  }
+  writer->send({.body = context.model.tokenizer_info});
+}
+
 }  // namespace manta::api
