@@ -5,6 +5,9 @@
 //
 // A child owns the rows of 16 requests of 64 blocks each (DeepSeek-V3's rows, 8 layers), in runs of 1, 4 and 16 blocks;
 // this process pulls them all at once. Printed: GB/s of both, and their ratio.
+// Then one request of all blocks whose prefill is computed in 8 chunks (a sleep each): how long after the last chunk
+// the rows are here when they are pulled at the end, as behind a proxy that calls prefill first, and when they are
+// pulled chunk by chunk, as behind manta's router.
 #include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -18,6 +21,9 @@
 #include <cstring>
 #include <functional>
 #include <mutex>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <thread>
 #include <vector>
 
 #include "base/pack.h"
@@ -31,6 +37,11 @@ namespace {
 constexpr int kBlockSize = 64, kNumLayers = 8, kNumRequests = 16, kBlocksPerRequest = 64;
 constexpr int kNumBlocks = kNumRequests * kBlocksPerRequest;
 constexpr int kRounds = 5;
+constexpr int kNumChunks = 8;
+constexpr std::chrono::milliseconds kChunkTime{40};
+
+using Clock = std::chrono::steady_clock;  // one for all processes of a machine
+using nlohmann::json;
 
 template <typename T>
 T must(Result<T> made) {
@@ -122,7 +133,34 @@ std::string read_text(int fd) {
   return text;
 }
 
-// The child: its mover's metadata first, then on every word (the run length) the kv_transfer_params of all requests.
+std::vector<BlockId> all_blocks() {
+  std::vector<BlockId> out(kNumBlocks);
+  std::iota(out.begin(), out.end(), 0);
+  return out;
+}
+
+// A prefill of all blocks, chunk by chunk. Returns the kv_transfer_params of its answer with when it ended, in ns.
+std::string prefill_in_chunks(Connector& connector, RequestId id, const std::string& transfer_id) {
+  const auto act = [&] { connector.worker->start(connector.scheduler->build_actions()); };
+  json params = {{"do_remote_decode", true}};
+  if (!transfer_id.empty()) params["transfer_id"] = transfer_id;
+  connector.scheduler->on_added(id, params.dump());
+  act();
+  const auto blocks = all_blocks();
+  for (int i = 1; i <= kNumChunks; ++i) {
+    std::this_thread::sleep_for(kChunkTime);
+    connector.scheduler->on_computed(id, blocks, kNumBlocks * kBlockSize * i / kNumChunks);
+    act();
+  }
+  const int64_t now = Clock::now().time_since_epoch().count();
+  json answer = json::parse(connector.scheduler->on_finished(id, blocks, kNumBlocks * kBlockSize).kv_transfer_params);
+  act();
+  answer["ended"] = now;
+  return answer.dump();
+}
+
+// The child: its mover's metadata first, then on every word either of a run length the kv_transfer_params of all
+// requests, or of "chunks NAME" those of a request in chunks that is announced under that name ("-": not announced).
 [[noreturn]] void own(const std::string& kind, int in, int out) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   Cache cache(1);
@@ -130,7 +168,14 @@ std::string read_text(int fd) {
   Connector connector = connect(kind, "kv_producer", cache);
   write_text(out, mover->metadata());
   for (uint64_t serial = 1;;) {
-    const int run = std::stoi(read_text(in));
+    const std::string word = read_text(in);
+    if (word.starts_with("chunks ")) {
+      const std::string name = word.substr(7);
+      write_text(out, prefill_in_chunks(connector, {1, serial++}, name == "-" ? "" : name));
+      static_cast<void>(connector.worker->poll());
+      continue;
+    }
+    const int run = std::stoi(word);
     for (int i = 0; i < kNumRequests; ++i) {
       const RequestId id{1, serial++};
       connector.scheduler->on_added(id, R"({"do_remote_decode":true})");
@@ -154,15 +199,26 @@ class Puller {
   ~Puller() { connector_.worker->set_wake({}); }
 
   void pull(const std::vector<std::string>& params, int run) {
-    const std::vector<TokenId> tokens(kBlocksPerRequest * kBlockSize + 1, 1);
-    for (int i = 0; i < kNumRequests; ++i) {
-      const RequestId id{2, ++serial_};
-      connector_.scheduler->on_added(id, params[i]);
-      must(connector_.scheduler->match(id, tokens, 0, params[i]));
-      connector_.scheduler->on_allocated(id, blocks_of(i, run), kBlocksPerRequest * kBlockSize);
-    }
+    for (int i = 0; i < kNumRequests; ++i) begin(params[i], blocks_of(i, run));
+    finish(kNumRequests);
+  }
+  void pull_all_blocks(const std::string& params) {
+    begin(params, all_blocks());
+    finish(1);
+  }
+
+ private:
+  void begin(const std::string& params, const std::vector<BlockId>& blocks) {
+    const RequestId id{2, ++serial_};
+    const int num_tokens = static_cast<int>(blocks.size()) * kBlockSize;
+    const std::vector<TokenId> tokens(num_tokens + 1, 1);
+    connector_.scheduler->on_added(id, params);
+    must(connector_.scheduler->match(id, tokens, 0, params));
+    connector_.scheduler->on_allocated(id, blocks, num_tokens);
+  }
+  void finish(size_t num_requests) {
     connector_.worker->start(connector_.scheduler->build_actions());
-    for (size_t num_received = 0; num_received < kNumRequests;) {
+    for (size_t num_received = 0; num_received < num_requests;) {
       {
         std::unique_lock lock(mutex_);
         changed_.wait(lock, [this] { return woken_; });
@@ -174,7 +230,6 @@ class Puller {
     }
   }
 
- private:
   std::mutex mutex_;
   std::condition_variable changed_;
   bool woken_ = false;
@@ -209,6 +264,34 @@ double best_seconds(const std::function<void()>& body) {
   return best;
 }
 
+double seconds_since(int64_t ns) {
+  return std::chrono::duration<double>(Clock::now() - Clock::time_point(Clock::duration(ns))).count();
+}
+
+void measure_chunks(const std::string& kind, Puller& puller, int to_child, int from_child) {
+  std::string where;  // the answer of the latest prefill: it says where its engine is
+  double at_end = 1e9, by_chunk = 1e9;
+  for (int i = 0; i < kRounds; ++i) {
+    write_text(to_child, "chunks -");
+    where = read_text(from_child);
+    puller.pull_all_blocks(where);
+    at_end = std::min(at_end, seconds_since(json::parse(where)["ended"]));
+  }
+  for (int i = 0; i < kRounds; ++i) {
+    json early = json::parse(where);
+    early["transfer_id"] = fmt::format("transfer-{}", i);
+    for (const char* key : {"remote_request_id", "remote_block_ids", "ended"}) early.erase(key);
+    write_text(to_child, "chunks " + early["transfer_id"].get<std::string>());
+    puller.pull_all_blocks(early.dump());
+    by_chunk = std::min(by_chunk, seconds_since(json::parse(read_text(from_child))["ended"]));
+  }
+  fmt::print(
+      "{:22} {} chunks of {} tokens, {} ms each: rows there {:.1f} ms after the last one; pulled by chunk "
+      "{:.1f} ms: {:.0f} % hidden\n",
+      kind, kNumChunks, kNumBlocks * kBlockSize / kNumChunks, kChunkTime.count(), at_end * 1e3, by_chunk * 1e3,
+      100 * (1 - by_chunk / at_end));
+}
+
 void measure(const std::string& kind) {
   int to_child[2], from_child[2];
   if (::pipe(to_child) != 0 || ::pipe(from_child) != 0) std::_Exit(1);
@@ -239,6 +322,7 @@ void measure(const std::string& kind) {
     fmt::print("{:22} runs of {:2} blocks: {:6.2f} GB/s, bare {:6.2f} GB/s, ratio {:.2f}\n", kind, run,
                gigabytes / pulled, gigabytes / bare, bare / pulled);
   }
+  measure_chunks(kind, puller, to_child[1], from_child[0]);
   ::kill(child, SIGKILL);
   ::waitpid(child, nullptr, 0);
 }
