@@ -110,6 +110,16 @@ def descriptors(up):
     return {kind: sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in up.children(kind)) for kind in kinds}
 
 
+def resident_mib(up):
+    """Of each process, by pid: one that died under the faults has a successor with another pid."""
+    sizes = {}
+    for kind in ("engine", "api", "router", "coordinator"):
+        for pid in up.children(kind):
+            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+            sizes[kind, pid] = int(status.split("VmRSS:")[1].split()[0]) / 1024
+    return sizes
+
+
 def nothing_is_held(url):
     names = ("manta_kv_leases", "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
     return all(metric(url, name) == 0 for name in names)
@@ -127,10 +137,14 @@ def test_nothing_is_lost(tmp_path, connector, n):
 
         expected = asyncio.run(quiet())
         before = descriptors(up)
-        num_faults = asyncio.run(under_faults(up, bodies, expected, n))
-        assert num_faults > 0
+        # In halves: what the first one fills (arenas, tables) the second one finds there.
+        assert asyncio.run(under_faults(up, bodies, expected, n // 2)) > 0
+        halfway = resident_mib(up)
+        assert asyncio.run(under_faults(up, bodies, expected, n // 2)) > 0
         wait_until(lambda: httpx.get(up.url + "/health").status_code == 200, "all ranks are back")
         wait_until(lambda: nothing_is_held(up.url), "blocks, leases and requests are given back")
         assert asyncio.run(quiet()) == expected
         wait_until(lambda: descriptors(up)["api"] <= before["api"] + 8, "sockets are closed")
         assert descriptors(up)["router"] <= before["router"] + 8
+        grown = {who: size - halfway[who] for who, size in resident_mib(up).items() if who in halfway}
+        assert max(grown.values()) < 16, f"MiB that processes grew by under the second half of the requests: {grown}"
