@@ -56,6 +56,7 @@ def test_the_nodes_have_what_the_ranks_ask_for(name):
         assert gpus == config.ranks_per_node * config.deployment["ray_actor_options"].get("num_gpus", 1)
         assert container["resources"]["requests"].keys() == container["resources"]["limits"].keys()
         assert {p["name"]: p["containerPort"] for p in container["ports"]} == {"direct": 8001}
+        assert {"name": "RAY_worker_niceness", "value": "0"} in container["env"]
         assert group["template"]["metadata"]["labels"] == direct["spec"]["selector"]
 
 

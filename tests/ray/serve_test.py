@@ -262,6 +262,38 @@ def test_the_front_door_scales_with_what_is_under_way(cluster):
     wait_for(lambda: replicas() == 1, 90, replicas)
 
 
+def halves(config):
+    """Prefill and decode of one rank each, as applications of their own."""
+    args = copy.deepcopy(config["applications"][0]["args"])
+    for role in ("prefill", "decode"):
+        half = args[f"{role}_config"]
+        kwargs = {"max_model_len": 2048, "max_num_seqs": 16, "kv_transfer_config": half["engine_kwargs"]["kv_transfer_config"]}
+        half.update(engine_kwargs=kwargs, experimental_configs={}, runtime_env={})
+        config["applications"].append({
+            "name": role, "route_prefix": f"/{role}", "import_path": f"pd_dpep_builder:build_{role}_app",
+            "args": {f"{role}_config": half, "direct_port": 0, "ingress_deployment_config": {"num_replicas": 1}}})
+    return config
+
+
+@slow
+def test_the_halves_as_applications_of_their_own(cluster):
+    """Driven as a proxy of somebody else drives them: prefill's answer is passed on to decode."""
+    cluster.deploy(halves(meaningful(scaled())))
+    body = {"model": "deepseek", "prompt": "Sort 5 2 9 1.", "max_tokens": 16, "temperature": 0}
+    first = httpx.post(cluster.url + "/prefill/v1/completions", timeout=60,
+                       json={**body, "max_tokens": 1, "kv_transfer_params": {"do_remote_decode": True}})
+    assert first.status_code == 200, first.text
+    params = first.json()["kv_transfer_params"]
+    second = httpx.post(cluster.url + "/decode/v1/completions", json={**body, "kv_transfer_params": params}, timeout=60)
+    assert second.status_code == 200, second.text
+    whole = httpx.post(cluster.url + "/v1/completions", json=body, timeout=60).json()
+    assert second.json()["choices"][0]["text"] == whole["choices"][0]["text"]
+    direct, = httpx.get(cluster.url + "/decode/manta/endpoints").json()["direct"]
+    lines = httpx.get(direct + "/metrics").text.splitlines()
+    received = [line for line in lines if line.startswith("manta_kv_transfer_bytes_total") and 'side="received"' in line]
+    assert sum(float(line.rsplit(" ", 1)[1]) for line in received) > 0
+
+
 def test_shutdown_leaves_no_process(cluster):
     cluster.shutdown_serve()
     wait_for(lambda: not cluster.processes("manta"), 90, lambda: cluster.processes("manta"))
