@@ -25,6 +25,8 @@ namespace {
 
 // How long a request whose engine died may wait for another one before its client is told.
 constexpr std::chrono::milliseconds kOrphanPatience{1500};
+// Of a request's frame. The rest is for the tokens that it carries with it when it is sent again.
+constexpr size_t kMaxSubmitBytes = kMaxPayloadBytes - (4u << 20);
 
 // A connection to one engine. Requests are in `requests` of the core; this counts them.
 struct Peer {
@@ -113,11 +115,17 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     MANTA_ASSIGN(PeerPtr peer, pick(rank, static_cast<int64_t>(submit.tokens.size())));
     submit.id = {client_id_, ++last_serial_};
     const RequestId id = submit.id;
+    const std::string payload = encode(submit);
+    if (payload.size() > kMaxSubmitBytes) {
+      return error(ErrorCode::kInvalidArgument,
+                   fmt::format("the request takes {} bytes on its way to an engine, at most {}: shorten its lists",
+                               payload.size(), kMaxSubmitBytes));
+    }
     InFlight request;
     request.submit = std::move(submit);
     request.on_output = std::move(on_output);
     InFlight& stored = requests_.emplace(id, std::move(request)).first->second;
-    send(stored, peer);
+    send(stored, peer, payload);
     return id;
   }
 
@@ -211,11 +219,11 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
 
   static int64_t num_tokens(const InFlight& request) { return static_cast<int64_t>(request.submit.tokens.size()); }
 
-  void send(InFlight& request, const PeerPtr& peer) {
+  void send(InFlight& request, const PeerPtr& peer, std::string_view payload) {
     request.peer = peer;
     request.seen = false;
     peer->load.sent(num_tokens(request));
-    peer->stream->send(FrameKind::kSubmit, peer->epoch, encode(request.submit));
+    peer->stream->send(FrameKind::kSubmit, peer->epoch, payload);
     if (request.lost_rank < 0) return;
     if (on_resubmit_) on_resubmit_(request.lost_rank, request.lost_why);
     request.lost_rank = -1;
@@ -315,7 +323,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     for (auto& [id, request] : requests_) {
       if (request.peer) continue;
       if (const PeerPtr peer = pick_least_loaded(num_tokens(request))) {
-        send(request, peer);
+        send(request, peer, encode(request.submit));
       } else if (now - request.orphaned_at >= kOrphanPatience) {
         expired.push_back(id);
       } else {

@@ -17,7 +17,13 @@ Status check_range(const char* name, float value, float low, float high) {
   return invalid(fmt::format("{} {}: must be in [{}, {}]", name, value, low, high));
 }
 
+Status check_count(const char* name, size_t count, size_t most) {
+  if (count <= most) return {};
+  return invalid(fmt::format("{} holds {} token ids: at most {}", name, count, most));
+}
+
 Status check_ids(const char* name, std::span<const TokenId> ids, int vocab_size) {
+  MANTA_TRY(check_count(name, ids.size(), static_cast<size_t>(vocab_size)));
   for (TokenId id : ids) {
     if (id < 0 || id >= vocab_size) {
       return invalid(fmt::format("{} holds token id {}: must be in [0, {})", name, id, vocab_size));
@@ -53,11 +59,15 @@ Status check_numbers(const SamplingParams& p) {
 
 Status validate(const SamplingParams& params, int vocab_size) {
   MANTA_TRY(check_numbers(params));
+  MANTA_TRY(check_count("logit_bias", params.logit_bias.size(), static_cast<size_t>(vocab_size)));
   for (const auto& [id, bias] : params.logit_bias) {
     MANTA_TRY(check_ids("logit_bias", std::span(&id, 1), vocab_size));
     MANTA_TRY(check_range("logit_bias", bias, -100.0f, 100.0f));
   }
   MANTA_TRY(check_ids("allowed_token_ids", params.allowed_token_ids, vocab_size));
+  size_t num_bad_tokens = 0;
+  for (const auto& word : params.bad_words) num_bad_tokens += word.size();
+  MANTA_TRY(check_count("bad_words", num_bad_tokens, static_cast<size_t>(vocab_size)));
   for (const auto& word : params.bad_words) {
     if (word.empty()) return invalid("bad_words holds a word without tokens: remove it");
     MANTA_TRY(check_ids("bad_words", word, vocab_size));

@@ -116,6 +116,46 @@ TEST(Server, TokenizerInfoIsServedWhereAsked) {
   EXPECT_TRUE(info.contains("tokenizer_class")) << info.dump();
 }
 
+std::string ids(size_t n) {
+  std::string out = "[1";
+  for (size_t i = 1; i < n; ++i) out += ",1";
+  return out + "]";
+}
+
+// What goes to an engine is one frame of at most 16 MiB; a body may be twice as long.
+TEST(Server, FieldsThatWouldNotFitAFrameAreRefusedByName) {
+  TestServer server;
+  const std::string many = ids(4'000'000), long_text(17 << 20, 's');
+  const std::pair<const char*, std::string> fields[] = {
+      {"cache_salt", '"' + long_text + '"'},
+      {"kv_transfer_params", R"({"remote_request_id":")" + long_text + "\"}"},
+      {"stop_token_ids", many},
+      {"allowed_token_ids", many},
+      {"bad_words", "[\"" + std::string(60'000, 'b') + "\"]"},
+  };
+  for (const auto& [name, value] : fields) {
+    auto client = server.client();
+    const auto refused = client.post("/v1/completions", std::string(R"({"prompt":"x",")") + name + "\":" + value + "}");
+    ASSERT_EQ(status_of(refused), 400) << name;
+    EXPECT_EQ(json::parse(refused->body)["error"]["param"], name);
+  }
+  auto client = server.client();
+  server.engine.set_script({finished(FinishReason::kLength, {5})});
+  const auto cut = client.post("/v1/completions", R"({"truncate_prompt_tokens":8,"prompt":)" + many + "}");
+  EXPECT_EQ(status_of(cut), 200);
+  EXPECT_EQ(server.engine.wait_submit(0).tokens.size(), 8u);
+}
+
+TEST(Server, LogProbabilitiesOfAWholeVocabularyAreBounded) {
+  TestServer server([](Settings& s) { s.max_logprobs = -1; });
+  auto client = server.client();
+  // 4096 answers' tokens of 4096 log probabilities, 16 times.
+  const auto refused =
+      client.post("/v1/completions", R"({"prompt":"x","logprobs":-1,"n":16,"max_tokens":4000,"temperature":1})");
+  ASSERT_EQ(status_of(refused), 400);
+  EXPECT_EQ(json::parse(refused->body)["error"]["param"], "logprobs");
+}
+
 TEST(Server, RequestIdIsUsedAndEchoedWhereAsked) {
   TestServer server([](Settings& s) { s.enable_request_id_headers = true; });
   server.engine.set_script({finished(FinishReason::kLength, {5})});

@@ -14,6 +14,7 @@ constexpr double kSmallestPositive = 1e-30;
 // Sequences of one request; OpenAI's bound. Each holds a copy of the prompt in its engine.
 constexpr int64_t kMaxN = 128;
 constexpr size_t kMaxStopStrings = 1024;
+constexpr size_t kMaxSaltBytes = 1024, kMaxTransferParamsBytes = 1 << 20;
 
 Problem read_optional_float(Json value, std::string_view name, FloatRange range, std::optional<double>& out) {
   double number = 0;
@@ -107,6 +108,10 @@ Problem read_kv_transfer_params(Json value, R& r) {
   simdjson::dom::object object;
   if (auto problem = read_object(value, "kv_transfer_params", object)) return problem;
   r.kv_transfer_params = json_text(value);
+  if (r.kv_transfer_params.size() > kMaxTransferParamsBytes) {
+    return bad_value("kv_transfer_params", fmt::format("kv_transfer_params is {} bytes long, at most {}.",
+                                                       r.kv_transfer_params.size(), kMaxTransferParamsBytes));
+  }
   bool only_prefills = false;
   if (object["do_remote_decode"].get(only_prefills) == simdjson::SUCCESS) r.only_prefills = only_prefills;
   return {};
@@ -247,7 +252,10 @@ constexpr Field<R> kFields[] = {
     {"cache_salt",
      [](Json v, R& r) -> Problem {
        if (auto problem = read_string(v, "cache_salt", r.cache_salt)) return problem;
-       if (r.cache_salt.empty()) return bad_value("cache_salt", "cache_salt must be a non-empty string.");
+       if (r.cache_salt.empty() || r.cache_salt.size() > kMaxSaltBytes) {
+         return bad_value("cache_salt", fmt::format("cache_salt must be a string of 1 to {} bytes, got {}.",
+                                                    kMaxSaltBytes, r.cache_salt.size()));
+       }
        return {};
      }},
     {"request_id", [](Json v, R& r) { return read_string(v, "request_id", r.request_id); }},

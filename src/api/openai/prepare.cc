@@ -13,6 +13,7 @@ namespace {
 
 // Token ids of one request over all its sequences. Each travels to an engine and is kept until the answer ends.
 constexpr int64_t kMaxTotalTokens = 1 << 20;
+constexpr int64_t kMaxLogprobs = 1 << 26;
 constexpr double kGreedyTemperature = 1e-5;  // below: greedy
 constexpr double kMinTemperature = 0.01;     // below: logits would overflow (vLLM raises to it too)
 
@@ -42,17 +43,22 @@ Problem tokenize(const LoopContext& context, const GenerateRequest& request, int
   return {};
 }
 
-void truncate(const GenerateRequest& request, int64_t limit, std::vector<TokenId>& ids) {
-  if (!request.truncate_prompt_tokens) return;
+Problem truncate(const GenerateRequest& request, int64_t limit, std::vector<TokenId>& ids) {
+  if (!request.truncate_prompt_tokens) return {};
   int64_t keep = *request.truncate_prompt_tokens;
+  if (keep > limit) {
+    return bad_value("truncate_prompt_tokens",
+                     fmt::format("truncate_prompt_tokens={} cannot be greater than max_model_len={}.", keep, limit));
+  }
   if (keep < 0) keep = limit;
   const auto size = static_cast<int64_t>(ids.size());
-  if (size <= keep) return;
+  if (size <= keep) return {};
   if (request.truncate_left) {
     ids.erase(ids.begin(), ids.end() - keep);
   } else {
     ids.resize(static_cast<size_t>(keep));
   }
+  return {};
 }
 
 Problem check_ids(const std::vector<TokenId>& ids, int32_t vocab_size) {
@@ -78,12 +84,6 @@ struct Lengths {
 Problem make_prompt(const LoopContext& context, const engine::Welcome& engine, const GenerateRequest& request,
                     Lengths lengths, PromptInput input, Prompt& prompt) {
   const int64_t limit = lengths.max_model_len;
-  if (request.truncate_prompt_tokens.value_or(0) > limit) {
-    return bad_value("truncate_prompt_tokens",
-                     fmt::format("truncate_prompt_tokens={} cannot be greater than max_model_len={}.",
-                                 *request.truncate_prompt_tokens, limit));
-  }
-  truncate(request, limit, input.ids);
   if (auto problem = check_ids(input.ids, engine.vocab_size)) return problem;
   const auto num_ids = static_cast<int64_t>(input.ids.size());
   const int64_t room = limit - num_ids;
@@ -116,6 +116,25 @@ Problem check_logprobs(const char* param, int64_t wanted, int64_t max_logprobs, 
                      fmt::format("Requested {} of {}, which is greater than max allowed: {}", param, count, most));
   }
   out = static_cast<int32_t>(count);
+  return {};
+}
+
+// They are kept until the answer ends, and written as text of forty bytes each.
+Problem check_logprob_entries(const Prepared& prepared, int64_t n) {
+  int64_t num_prompt = 0, num_generated = 0;
+  for (const Prompt& prompt : prepared.prompts) {
+    num_prompt += static_cast<int64_t>(prompt.ids.size()) * (prepared.sampling.num_prompt_logprobs + 1);
+    num_generated += prompt.max_tokens * n * (prepared.sampling.num_logprobs + 1);
+  }
+  if (num_prompt > kMaxLogprobs) {
+    return bad_value("prompt_logprobs", fmt::format("the prompts' log probabilities are {}, at most {} in one request.",
+                                                    num_prompt, kMaxLogprobs));
+  }
+  if (num_generated > kMaxLogprobs && !prepared.stream) {
+    return bad_value("logprobs", fmt::format("the answers may have {} log probabilities, at most {} in one that is not "
+                                             "streamed; lower logprobs, max_tokens or n.",
+                                             num_generated, kMaxLogprobs));
+  }
   return {};
 }
 
@@ -236,8 +255,9 @@ Problem tokenize_inputs(const LoopContext& context, const engine::Welcome& engin
     if (!input.is_ids && input.ids.empty()) {
       if (auto problem = tokenize(context, request, engine.max_model_len, input)) return problem;
     }
+    if (auto problem = truncate(request, engine.max_model_len, input.ids)) return problem;
     total += static_cast<int64_t>(input.ids.size());
-    if (!request.truncate_prompt_tokens && total > kMaxTotalTokens) {
+    if (total > kMaxTotalTokens) {
       return bad_value("prompt", fmt::format("the prompts hold more than {} tokens", kMaxTotalTokens));
     }
   }
@@ -295,6 +315,7 @@ Problem prepare(const LoopContext& context, const engine::Welcome& engine, const
     return bad_value("prompt",
                      fmt::format("prompts × n hold {} tokens, at most {} in one request.", total, kMaxTotalTokens));
   }
+  if (auto problem = check_logprob_entries(out, request.n)) return problem;
   out.sampling.max_tokens = out.prompts.front().max_tokens;
   if (const Status valid = sample::validate(out.sampling, engine.vocab_size); !valid.ok()) {
     return bad_value(first_word(valid.error().message), valid.error().message);
