@@ -12,6 +12,7 @@
 #include "api/event_loop.h"
 #include "api/metrics_text.h"
 #include "api/openai/api_error.h"
+#include "api/openai/generation_job.h"
 #include "api/openai/json_writer.h"
 #include "api/openai/request_id.h"
 #include "api/openai/routed_prompt.h"
@@ -191,19 +192,34 @@ class RouterFront : public api::Front {
   }
 
  private:
-  void generate(HttpRequest& request, const ResponseWriterPtr& writer) {
+  // A request until it is sent on.
+  struct Arrival {
+    HttpRequest request;
+    api::RoutedInputs inputs;
     api::RoutedPrompt prompt;
-    if (const auto problem = read_routed_prompt(context_, request, prompt)) return writer->send(problem->response());
-    const auto num_sequences = static_cast<int64_t>(prompt.prompts.size()) * prompt.n;
-    auto ticket = context_.admission.try_admit(num_sequences);
-    if (!ticket) {
-      context_.shard.admission_rejections[static_cast<size_t>(api::Rejection::kQueueFull)].add(1);
-      return writer->send(api::overloaded(fmt::format("The router's queue is full: {} requests are under way, at most "
-                                                      "{} (--max-num-queued-reqs). Retry later.",
-                                                      context_.admission.num_admitted(), context_.admission.limit()))
-                              .response());
+    api::Admission::Ticket ticket;
+    api::Problem problem;
+  };
+
+  void generate(HttpRequest& request, const ResponseWriterPtr& writer) {
+    auto arrival = std::make_shared<Arrival>();
+    if (const auto problem = read_routed_request(context_, request, arrival->inputs, arrival->prompt)) {
+      return writer->send(problem->response());
     }
-    RelayJob::start(*loop_, std::move(request), std::move(prompt), writer, std::move(ticket));
+    if (const auto problem = api::GenerationJob::admit(context_, arrival->inputs.num_sequences(), arrival->ticket)) {
+      return writer->send(problem->response());
+    }
+    arrival->request = std::move(request);
+    context_.offload.run(
+        arrival->request.body.size(), writer,
+        [&context = context_, arrival] {
+          arrival->problem = make_routed_prompts(context, arrival->inputs, arrival->prompt);
+        },
+        [loop = loop_, arrival, writer] {
+          if (arrival->problem) return writer->send(arrival->problem->response());
+          RelayJob::start(*loop, std::move(arrival->request), std::move(arrival->prompt), writer,
+                          std::move(arrival->ticket));
+        });
   }
 
   // Without a prefill rank, decode ranks compute prompts themselves: slower, but served.

@@ -17,42 +17,44 @@ bool is_chat(const HttpRequest& http, Json root) {
   return http.path.ends_with("/chat/completions");
 }
 
-Problem read_inputs(const LoopContext& context, Json root, bool chat, GenerateRequest& shared,
-                    std::vector<PromptInput>& inputs, engine::Welcome& engine) {
-  if (!chat) {
-    CompletionRequest request;
-    if (auto problem = parse_completion(root, request)) return problem;
-    if (auto problem = check_model(context, request.model, engine)) return problem;
-    if (request.echo && request.num_logprobs != GenerateRequest::kNone) request.num_prompt_logprobs = 0;
-    inputs = std::move(request.prompts);
-    shared = std::move(request);
-    return {};
+Problem read_inputs(const LoopContext& context, Json root, bool is_chat, RoutedInputs& inputs) {
+  if (is_chat) {
+    auto chat = std::make_unique<ChatRequest>();
+    if (auto problem = parse_chat(root, *chat)) return problem;
+    inputs.request = *chat;
+    inputs.chat = std::move(chat);
+  } else {
+    CompletionRequest completion;
+    if (auto problem = parse_completion(root, completion)) return problem;
+    if (completion.echo && completion.num_logprobs != GenerateRequest::kNone) completion.num_prompt_logprobs = 0;
+    inputs.prompts = std::move(completion.prompts);
+    inputs.request = std::move(completion);
   }
-  ChatRequest request;
-  if (auto problem = parse_chat(root, request)) return problem;
-  if (auto problem = check_model(context, request.model, engine)) return problem;
-  if (auto problem = render_chat(context, request, inputs.emplace_back().text)) return problem;
-  shared = std::move(request);
-  return {};
+  return check_model(context, inputs.request.model, inputs.engine);
 }
 
 }  // namespace
 
-Problem read_routed_prompt(const LoopContext& context, HttpRequest& http, RoutedPrompt& out) {
+Problem read_routed_request(const LoopContext& context, HttpRequest& http, RoutedInputs& inputs, RoutedPrompt& out) {
   Json root;
   if (auto problem = context.json.parse(http.body, root)) return problem;
-  GenerateRequest request;
-  std::vector<PromptInput> inputs;
-  engine::Welcome engine;
-  if (auto problem = read_inputs(context, root, is_chat(http, root), request, inputs, engine)) return problem;
-  if (auto problem = tokenize_inputs(context, engine, request, inputs)) return problem;
-  for (auto& input : inputs) out.prompts.push_back(std::move(input.ids));
+  if (auto problem = read_inputs(context, root, is_chat(http, root), inputs)) return problem;
+  const GenerateRequest& request = inputs.request;
   out.n = request.n;
   out.max_tokens = request.max_tokens.value_or(0);
   out.wants_prompt_logprobs = request.num_prompt_logprobs != GenerateRequest::kNone;
   out.has_kv_transfer_params = !request.kv_transfer_params.empty();
   out.request_id = request_id(context, http, "", request.request_id);
   out.cache_salt = request.cache_salt;
+  return {};
+}
+
+Problem make_routed_prompts(const LoopContext& context, RoutedInputs& inputs, RoutedPrompt& out) {
+  if (inputs.chat) {
+    if (auto problem = render_chat(context, *inputs.chat, inputs.prompts.emplace_back().text)) return problem;
+  }
+  if (auto problem = tokenize_inputs(context, inputs.engine, inputs.request, inputs.prompts)) return problem;
+  for (auto& input : inputs.prompts) out.prompts.push_back(std::move(input.ids));
   return {};
 }
 

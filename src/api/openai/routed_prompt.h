@@ -3,13 +3,16 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "api/http/message.h"
 #include "api/loop_context.h"
 #include "api/openai/api_error.h"
+#include "api/openai/request.h"
 #include "base/ids.h"
+#include "engine/messages.h"
 
 namespace manta::api {
 
@@ -23,7 +26,20 @@ struct RoutedPrompt {
   std::string cache_salt;
 };
 
-// http: a POST to one of the routes that generate. Its body is left as it is.
-Problem read_routed_prompt(const LoopContext& context, HttpRequest& http, RoutedPrompt& out);
+// A request between its two halves: read, and not yet tokenized.
+struct RoutedInputs {
+  GenerateRequest request;
+  std::unique_ptr<const ChatRequest> chat;  // null: a completion, whose prompts are in `prompts`
+  std::vector<PromptInput> prompts;
+  engine::Welcome engine;
+
+  // Of all its answers; what admission counts.
+  int64_t num_sequences() const { return (chat ? 1 : static_cast<int64_t>(prompts.size())) * request.n; }
+};
+
+// http: a POST to one of the routes that generate. Its body is left as it is. All of out but the prompts is filled.
+Problem read_routed_request(const LoopContext& context, HttpRequest& http, RoutedInputs& inputs, RoutedPrompt& out);
+// The template and the tokens. May run beside the loop: of the context it reads settings and model only.
+Problem make_routed_prompts(const LoopContext& context, RoutedInputs& inputs, RoutedPrompt& out);
 
 }  // namespace manta::api
