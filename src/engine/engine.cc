@@ -69,8 +69,12 @@ Status Engine::run() {
 
 bool Engine::leaving() {
   const std::lock_guard lock(mutex_);
-  return stopping_ || (draining_ && mailbox_.empty() && compiling_.empty() && !scheduler_->has_requests() &&
-                       !scheduler_->awaits_peers());
+  return stopping_ || (mailbox_.empty() && drained());
+}
+
+// Under mutex_. Until then a draining engine parks like any other, for rows on their way or a lease that is held.
+bool Engine::drained() const {
+  return draining_ && compiling_.empty() && !scheduler_->has_requests() && !scheduler_->awaits_peers();
 }
 
 Status Engine::submit_plans() {
@@ -168,10 +172,7 @@ void Engine::post(Command command) {
 
 std::deque<Engine::Command> Engine::take_commands(bool wait) {
   std::unique_lock lock(mutex_);
-  if (wait)
-    wake_.wait(lock, [this] {
-      return !mailbox_.empty() || transfers_got_on_ || stopping_ || (draining_ && compiling_.empty());
-    });
+  if (wait) wake_.wait(lock, [this] { return !mailbox_.empty() || transfers_got_on_ || stopping_ || drained(); });
   return std::exchange(mailbox_, {});
 }
 
@@ -254,7 +255,7 @@ void Engine::add(Submit&& submit, std::shared_ptr<sample::GrammarMatcher> gramma
 
 void Engine::apply(AbortCommand&& command) {
   for (const RequestId id : command.ids) {
-    compiling_.erase(id);
+    if (compiling_.erase(id) > 0) grammars_.forget(id);
     scheduler_->abort(id);
     forget(id);
   }
@@ -265,7 +266,7 @@ void Engine::apply(ClientGoneCommand&& command) {
   if (it == unfinished_.end()) return;
   for (const uint64_t serial : it->second) {
     const RequestId id{command.client, serial};
-    compiling_.erase(id);
+    if (compiling_.erase(id) > 0) grammars_.forget(id);
     beginnings_.erase(id);
     scheduler_->abort(id);
   }

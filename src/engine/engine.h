@@ -134,6 +134,7 @@ class Engine {
   void apply(DecisionCommand&& command);
   void add(Submit&& submit, std::shared_ptr<sample::GrammarMatcher> grammar);
   bool leaving();
+  bool drained() const;
   Status submit_plans();
   Status submit(sched::StepPlan plan);
   bool take_transfer_news();

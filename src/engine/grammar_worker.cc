@@ -26,6 +26,11 @@ void GrammarWorker::compile(Submit submit) {
   wake_.notify_one();
 }
 
+void GrammarWorker::forget(RequestId id) {
+  const std::lock_guard lock(mutex_);
+  std::erase_if(queue_, [id](const Submit& submit) { return submit.id == id; });
+}
+
 void GrammarWorker::run() {
   while (true) {
     Submit submit;

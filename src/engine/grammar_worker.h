@@ -31,6 +31,7 @@ class GrammarWorker {
   GrammarWorker& operator=(const GrammarWorker&) = delete;
 
   void compile(Submit submit);  // any thread, never waits
+  void forget(RequestId id);    // likewise; a compilation under way is finished
 
  private:
   void run();

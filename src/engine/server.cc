@@ -2,8 +2,8 @@
 
 #include <fmt/format.h>
 #include <unistd.h>
-#include <algorithm>
 
+#include <algorithm>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "cluster/link.h"
 #include "engine/engine.h"
+#include "engine/output_frames.h"
 
 namespace manta::engine {
 namespace {
@@ -59,21 +60,24 @@ class EngineServer : public Server {
 
   void deliver(uint64_t client, Outputs&& outputs) override {
     // Packed on the engine's thread; the io thread only writes.
-    asio::post(io_, [this, client, payload = encode(outputs)] {
-      for (auto& [id, stream] : by_client_) {
-        if (client == kAllClients || client == id) stream->send(FrameKind::kOutputs, epoch_, payload);
-      }
-    });
+    for (const Outputs& frame : split_outputs(std::move(outputs))) {
+      asio::post(io_, [this, client, payload = encode(frame)] {
+        for (auto& [id, stream] : by_client_) {
+          if (client == kAllClients || client == id) stream->send(FrameKind::kOutputs, epoch_, payload);
+        }
+      });
+    }
   }
 
   void drain() override {
     draining_ = true;
-    link_->heartbeat_now();
+    if (link_) link_->heartbeat_now();
     for (auto& [id, f] : front_ends_) f.stream->send(FrameKind::kDrain, epoch_, {});
   }
 
   void close(std::function<void()> done) override {
     listener_->close();
+    engine_ = nullptr;  // it is destroyed as soon as this is done
     stats_timer_.cancel();
     load_timer_.cancel();
     for (auto& [id, f] : front_ends_) f.stream->finish("engine leaves");
@@ -210,6 +214,7 @@ class EngineServer : public Server {
 
   Status on_submit(FrontEnd& f, const Frame& frame) {
     MANTA_TRY(expect_greeted(f));
+    if (!engine_) return {};  // it leaves, and this connection with it
     MANTA_ASSIGN(Submit submit, decode_submit(frame.payload));
     if (submit.id.client != f.hello->client) {
       return error(ErrorCode::kDataLoss,
@@ -225,6 +230,7 @@ class EngineServer : public Server {
 
   Status on_abort(FrontEnd& f, const Frame& frame) {
     MANTA_TRY(expect_greeted(f));
+    if (!engine_) return {};
     MANTA_ASSIGN(Abort abort, decode_abort(frame.payload));
     for (const RequestId id : abort.ids) {
       if (id.client != f.hello->client) {
@@ -256,7 +262,7 @@ class EngineServer : public Server {
   void send_load_later() {
     load_timer_.expires_after(kLoadPeriod);
     load_timer_.async_wait([this](boost::system::error_code ec) {
-      if (ec) return;
+      if (ec || !engine_) return;
       const Snapshot now = engine_->snapshot();
       const bool new_experts = now.experts != told_.experts;
       if (new_experts || now.busy != told_.busy || now.where.counter != told_.where.counter ||
@@ -272,7 +278,7 @@ class EngineServer : public Server {
   void log_stats_later(const Load& before) {
     stats_timer_.expires_after(kStatsPeriod);
     stats_timer_.async_wait([this, before](boost::system::error_code ec) {
-      if (ec) return;
+      if (ec || !engine_) return;
       const Load now = engine_->snapshot().load;
       if (now.num_steps != before.num_steps) log_stats(before, now);
       log_stats_later(now);
