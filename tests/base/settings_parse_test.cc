@@ -120,7 +120,7 @@ TEST(CommandLine, Sizes) {
 
 TEST(CommandLine, BoundsNameValueAndBound) {
   EXPECT_THAT(refused({"m", "--max-num-seqs", "0"}), HasSubstr("max_num_seqs 0: must be between 1 and 65536"));
-  EXPECT_THAT(refused({"m", "--max-model-len", "0"}), HasSubstr("max_model_len 0: must be at least 1"));
+  EXPECT_THAT(refused({"m", "--max-model-len", "0"}), HasSubstr("max_model_len 0: must be between 1 and 2147483647"));
   EXPECT_THAT(refused({"m", "--port", "70000"}), HasSubstr("port 70000: must be between 0 and 65535"));
   EXPECT_THAT(refused({"m", "--rank-deadline-s", "0"}), HasSubstr("rank_deadline_s 0: must be between 0.1 and 3600"));
   EXPECT_THAT(refused({"m", "--rank-deadline-s", "nan"}), HasSubstr("must be a number"));
