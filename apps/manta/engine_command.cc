@@ -76,7 +76,10 @@ class EngineProcess {
     MANTA_ASSIGN(EngineParts parts, make_engine_parts(settings_, arguments_.rank, tell_progress(arguments_.rank)));
     engine::Welcome welcome = parts.welcome;
     welcome.role = arguments_.role;
-    parts.options.on_serving = [summary = parts.summary] { report_event("ready", summary); };
+    parts.options.on_serving = [this, summary = parts.summary] {
+      served_ = true;
+      report_event("ready", summary);
+    };
     engine::Engine engine(
         parts.options, std::move(parts.scheduler), std::move(parts.executor), std::move(parts.grammars),
         [this](uint64_t client, engine::Outputs&& outputs) { server_->deliver(client, std::move(outputs)); });
@@ -111,6 +114,7 @@ class EngineProcess {
 
   void finish(const Status& status) {
     exit_code_ = status.ok() ? 0 : fail_child(status.error());
+    if (served_ && exit_code_ != 0) exit_code_ = 1;  // its configuration was good enough to start with
     server_ = nullptr;
     io_.stop();
   }
@@ -122,6 +126,7 @@ class EngineProcess {
   std::unique_ptr<engine::Server> server_;
   engine::Engine* engine_ = nullptr;
   bool draining_ = false;
+  bool served_ = false;  // the engine's thread, then the io thread's
   int exit_code_ = 1;
 };
 

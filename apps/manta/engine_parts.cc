@@ -95,6 +95,28 @@ exec::EplbOptions eplb_options(const Settings& s) {
   return out;
 }
 
+// What the cuda backend lacks of what these settings ask for; empty: nothing.
+std::string missing_on_cuda(const Settings& s, const transfer::Connector& connector) {
+  if (connector.worker) return "KV transfer (kv_transfer_config)";
+  if (expert_group_size(s) > 0) return "expert parallelism between ranks (enable_expert_parallel)";
+  if (!s.moe_routing_simulation_strategy.empty()) return "simulated routing (moe_routing_simulation_strategy)";
+  return "";
+}
+
+Result<std::string> choose_device(const Settings& s, const transfer::Connector& connector) {
+  const std::string device = backend::resolve_device(s.device);
+  if (device == "cpu") return s.cpu_backend;
+  const std::string missing = missing_on_cuda(s, connector);
+  if (missing.empty()) return device;
+  if (s.device != "auto") {
+    return error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("device {}: {} is not done there yet; leave it out, or give --device cpu", device, missing));
+  }
+  spdlog::warn("device auto: there is a GPU, but {} is not done there yet; this engine runs on the CPU", missing);
+  return s.cpu_backend;
+}
+
 Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, int rank, transfer::Connector& connector,
                                                             model::ProgressFn progress) {
   exec::LocalExecutorOptions options;
@@ -102,8 +124,7 @@ Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, i
   options.hf_overrides = s.hf_overrides.text;
   options.load_format = s.load_format == "dummy" ? "dummy" : "auto";
   options.seed = static_cast<uint64_t>(s.seed);
-  options.device = backend::resolve_device(s.device);
-  if (options.device == "cpu") options.device = s.cpu_backend;
+  MANTA_ASSIGN(options.device, choose_device(s, connector));
   options.backend.num_threads = threads_per_engine(s);
   options.backend.fp8_activations = s.fp8_activations;
   options.backend.batch_invariant = s.batch_invariant;

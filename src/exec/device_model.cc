@@ -8,6 +8,7 @@
 #include <limits>
 #include <utility>
 
+#include "base/log.h"
 #include "model/loader.h"
 
 namespace manta::exec {
@@ -121,6 +122,10 @@ Status DeviceModel::make_backend() {
   info_.num_speculative_tokens = options_.num_speculative_tokens;
   info_.max_in_flight = options_.max_in_flight;
   info_.device = backend_->caps().description;
+  if (options_.backend.batch_invariant && !backend_->caps().batch_invariant) {
+    spdlog::warn("batch_invariant: {} does not keep it yet; the last bits of a row may depend on the batch it is in",
+                 backend_->caps().name);
+  }
   info_.pads_steps = backend_->caps().can_capture;
   info_.memory.push_back({"activations", backend_->workspace_bytes()});
   return {};
