@@ -85,7 +85,7 @@ std::string encode_frame(FrameKind kind, Epoch epoch, std::string_view payload) 
            0};
   std::string bytes(kFrameHeaderBytes + payload.size(), '\0');
   std::memcpy(bytes.data(), &h, sizeof h);
-  std::memcpy(bytes.data() + sizeof h, payload.data(), payload.size());
+  std::copy(payload.begin(), payload.end(), bytes.begin() + sizeof h);
   return bytes;
 }
 

@@ -95,7 +95,8 @@ class RelayTest : public ::testing::Test {
     std::string text;
     for (const auto& event : events) {
       if (event == "[DONE]") continue;
-      for (const auto& choice : json::parse(event)["choices"]) text += choice["text"].get<std::string>();
+      const json parsed = json::parse(event);
+      for (const auto& choice : parsed["choices"]) text += choice["text"].get<std::string>();
     }
     return text;
   }
