@@ -24,6 +24,7 @@ constexpr const char* kToJsonName = "#tojson";
 constexpr const char* kWithoutCycleName = "#without_cycle";
 constexpr const char* kMutationName = "#mutation";
 constexpr const char* kPrintName = "#print";
+constexpr const char* kDivisorName = "#divisor";
 
 jinja::value raise_exception(const jinja::func_args& args) {
   abort_render(args.get_pos(0)->as_string().str());
@@ -70,6 +71,15 @@ jinja::value without_cycle(const jinja::func_args& args) {
 
 jinja::value refuse_mutation(const jinja::func_args&) {
   abort_render("the chat template changes a list or calls a subscript's result");
+}
+
+// The engine computes with doubles: a remainder by zero would be no number and then, silently, some integer.
+jinja::value divisor(const jinja::func_args& args) {
+  jinja::value value = args.get_pos(0);
+  if (jinja::is_val<jinja::value_int>(value) && value->as_int() == 0) {
+    throw jinja::raised_exception("integer modulo by zero");
+  }
+  return value;
 }
 
 class Rewriter {
@@ -125,6 +135,15 @@ class Rewriter {
       replace_tojson(*filter);
     }
     if (auto* call = dynamic_cast<jinja::call_expression*>(node)) replace_mutation(*call);
+    if (auto* binary = dynamic_cast<jinja::binary_expression*>(node)) check_divisor(*binary);
+  }
+
+  // x % y  ->  x % #divisor(y)
+  static void check_divisor(jinja::binary_expression& node) {
+    if (node.op.value != "%") return;
+    jinja::statements args;
+    args.push_back(std::move(node.right));
+    node.right = call_of(kDivisorName, node.pos, std::move(args));
   }
 
   // The name of an identifier, or of what a call expression calls; "" for anything else.
@@ -212,6 +231,7 @@ void define_functions(jinja::context& context) {
   define(kPrintName, python_print);
   define(kWithoutCycleName, without_cycle);
   define(kMutationName, refuse_mutation);
+  define(kDivisorName, divisor);
   define("raise_exception", raise_exception);
   define("range", bounded_range);
 }

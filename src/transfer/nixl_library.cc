@@ -77,9 +77,13 @@ Result<const NixlLibrary*> NixlLibrary::open(const std::string& path) {
   MANTA_BIND(destroy_agent);
   MANTA_BIND(get_plugin_params);
   MANTA_BIND(params_add);
+  MANTA_BIND(destroy_mem_list);
+  MANTA_BIND(destroy_params);
   MANTA_BIND(create_backend);
+  MANTA_BIND(destroy_backend);
   MANTA_BIND(create_opt_args);
   MANTA_BIND(opt_args_add_backend);
+  MANTA_BIND(destroy_opt_args);
   MANTA_BIND(create_reg_dlist);
   MANTA_BIND(destroy_reg_dlist);
   MANTA_BIND(reg_dlist_add_desc);

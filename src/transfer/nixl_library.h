@@ -33,9 +33,13 @@ struct NixlLibrary {
   int (*destroy_agent)(Handle agent);
   int (*get_plugin_params)(Handle agent, const char* plugin, Handle* mems, Handle* params);
   int (*params_add)(Handle params, const char* key, const char* value);
+  int (*destroy_mem_list)(Handle mems);
+  int (*destroy_params)(Handle params);
+  int (*destroy_backend)(Handle backend);  // the handle; the backend itself is the agent's
   int (*create_backend)(Handle agent, const char* plugin, Handle params, Handle* backend);
   int (*create_opt_args)(Handle* args);
   int (*opt_args_add_backend)(Handle args, Handle backend);
+  int (*destroy_opt_args)(Handle args);
   int (*create_reg_dlist)(int memory, Handle* list);
   int (*destroy_reg_dlist)(Handle list);
   int (*reg_dlist_add_desc)(Handle list, uintptr_t address, size_t bytes, uint64_t device, const void* meta,

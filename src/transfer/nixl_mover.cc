@@ -35,7 +35,10 @@ struct Agent {
   const NixlLibrary* nixl = nullptr;
   Handle agent = nullptr;
   Handle args = nullptr;
+  std::vector<Handle> backends;
   ~Agent() {
+    for (const Handle backend : backends) nixl->destroy_backend(backend);
+    if (args != nullptr) nixl->destroy_opt_args(args);
     if (agent != nullptr) nixl->destroy_agent(agent);
   }
 };
@@ -114,17 +117,23 @@ class NixlMover : public BlockMover {
     const NixlLibrary::AgentConfig config;
     MANTA_TRY(check(nixl.create_configured_agent(options.name.c_str(), &config, &agent_->agent), "create_agent"));
     MANTA_TRY(check(nixl.create_opt_args(&agent_->args), "create_opt_args"));
-    for (const std::string& name : options.backends) {
-      Handle mems = nullptr, params = nullptr, backend = nullptr;
-      MANTA_TRY(check(nixl.get_plugin_params(agent_->agent, name.c_str(), &mems, &params), "get_plugin_params"));
-      if (name == "UCX") {
-        const std::string threads = std::to_string(options.num_threads);
-        MANTA_TRY(check(nixl.params_add(params, "num_threads", threads.c_str()), "params_add"));
-      }
-      MANTA_TRY(check(nixl.create_backend(agent_->agent, name.c_str(), params, &backend), name.c_str()));
-      MANTA_TRY(check(nixl.opt_args_add_backend(agent_->args, backend), "opt_args_add_backend"));
-    }
+    for (const std::string& name : options.backends) MANTA_TRY(add_backend(name, options.num_threads));
     return {};
+  }
+
+  Status add_backend(const std::string& name, int num_threads) {
+    const NixlLibrary& nixl = *agent_->nixl;
+    Handle mems = nullptr, params = nullptr, backend = nullptr;
+    MANTA_TRY(check(nixl.get_plugin_params(agent_->agent, name.c_str(), &mems, &params), "get_plugin_params"));
+    nixl.destroy_mem_list(mems);
+    Status made;
+    if (name == "UCX")
+      made = check(nixl.params_add(params, "num_threads", std::to_string(num_threads).c_str()), "params_add");
+    if (made.ok()) made = check(nixl.create_backend(agent_->agent, name.c_str(), params, &backend), name.c_str());
+    nixl.destroy_params(params);
+    MANTA_TRY(made);
+    agent_->backends.push_back(backend);
+    return check(nixl.opt_args_add_backend(agent_->args, backend), "opt_args_add_backend");
   }
 
   Status register_cache(const kv::CacheGeometry& geometry, std::span<const CacheLayer> layers) override {

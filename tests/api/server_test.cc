@@ -205,6 +205,36 @@ TEST(Server, HeadersAndBodiesAreBounded) {
   EXPECT_EQ(status_of(garbage.read_response()), 400);
 }
 
+// The last chunk of an empty body, byte by byte: found by the fuzzer, as an assertion of the parser.
+TEST(Server, AChunkedBodyMayComeInAnyPieces) {
+  TestServer server;
+  server.engine.set_script({finished(FinishReason::kLength, {5})});
+  const std::string head =
+      "POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nTransfer-Encoding: "
+      "chunked\r\n\r\n";
+  const std::pair<std::string, int> bodies[] = {{"0\r\n\r\n", 400},
+                                                {"e\r\n{\"prompt\":\"x\"}\r\n0\r\nA: b\r\n\r\n", 200}};
+  for (const auto& [body, status] : bodies) {
+    auto client = server.client();
+    client.send(head);
+    for (const char c : body) {
+      client.send({&c, 1});
+      ASSERT_TRUE(server.client().get("/ping"));  // a turn of the loop: what was sent is read before the next byte goes
+    }
+    EXPECT_EQ(status_of(client.read_response()), status);
+  }
+}
+
+TEST(Server, ATrailerWithoutEndIsRefused) {
+  TestServer server([](Settings& s) { s.h11_max_incomplete_event_size = 4096; });
+  auto client = server.client();
+  client.send(
+      "POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+      "0\r\n");
+  for (int i = 0; i < 100; ++i) client.send("A: " + std::string(997, 'a') + "\r\n");
+  EXPECT_EQ(status_of(client.read_response()), 431);
+}
+
 TEST(Server, ExpectContinueAndChunkedBodies) {
   TestServer server;
   server.engine.set_script({finished(FinishReason::kLength, {5})});

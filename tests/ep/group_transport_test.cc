@@ -82,7 +82,8 @@ class Transports : public ::testing::TestWithParam<Case> {
         microbatch.finish();
         ASSERT_TRUE(ranks.transports[rank]->status().ok()) << ranks.transports[rank]->status().error().message;
         const std::vector<float> expected = testing::loopback_result(step, ranks.shape, GetParam().layout);
-        ASSERT_EQ(std::memcmp(microbatch.out.data(), expected.data(), expected.size() * sizeof(float)), 0)
+        ASSERT_TRUE(expected.empty() ||
+                    std::memcmp(microbatch.out.data(), expected.data(), expected.size() * sizeof(float)) == 0)
             << "rank " << rank << " step " << s << " tokens " << step.tokens;
       }
     });

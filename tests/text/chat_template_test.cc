@@ -154,6 +154,13 @@ TEST(ChatTemplate, RaiseExceptionReachesTheClientAsItIs) {
   EXPECT_EQ(text.error().code, ErrorCode::kInvalidArgument);
 }
 
+TEST(ChatTemplate, ARemainderByZeroIsAnErrorAsInPython) {
+  EXPECT_EQ(*render(*parse("{{ 7 % 4 }}{{ messages[0].content | length % 2 }}"), user("a")), "31");
+  const auto text = render(*parse("{% for i in range(10 % (1 - 1)) %}{{ i }}{% endfor %}"), user("a"));
+  ASSERT_FALSE(text.ok());
+  EXPECT_NE(text.error().message.find("integer modulo by zero"), std::string::npos) << text.error().message;
+}
+
 TEST(ChatTemplate, VariablesAreThoseOfTransformers) {
   EXPECT_EQ(*render(*parse("{{ bos_token }}|{{ tools is none }}|{{ documents is none }}|{{ pad_token is defined }}"),
                     user("a")),

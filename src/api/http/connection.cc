@@ -25,6 +25,8 @@ constexpr size_t kBodyRead = 64 << 10;
 constexpr size_t kMaxLingerBytes = 1 << 20;
 constexpr size_t kKeptOutboxBytes = 64 << 10;
 constexpr size_t kFlushNowBytes = 64 << 10;
+// "0\r\n\r\n". Boost.Beast 1.74 asserts when it is given less of the last chunk, as when that comes in small packets.
+constexpr size_t kShortestEnd = 5;
 constexpr size_t kNoChunk = static_cast<size_t>(-1);
 constexpr std::string_view kChunkHead = "00000000\r\n";  // the size is filled in when the chunk is sealed
 
@@ -293,9 +295,14 @@ asio::awaitable<bool> HttpConnection::read_body() {
   parser_->eager(true);
   const auto deadline = Clock::now() + limits_.body_deadline;
   while (!parser_->is_done()) {
-    if (inbox_.size() > 0) {
+    if (inbox_.size() >= (parser_->chunked() ? kShortestEnd : 1)) {
       if (!feed()) co_return false;
       if (parser_->is_done()) break;
+    }
+    // What the parser leaves is the head of a chunk or the trailer, of which it takes all or nothing.
+    if (inbox_.size() > limits_.max_header_bytes) {
+      reject(431, fmt::format("chunk head or trailer is longer than {} bytes", limits_.max_header_bytes));
+      co_return false;
     }
     const Wait wait = co_await more_bytes(std::min(deadline, Clock::now() + limits_.body_timeout));
     if (wait == Wait::kTimeout) reject(408, "the request body did not arrive in time");
