@@ -82,7 +82,7 @@ void RelayJob::dispatch() {
 
 bool RelayJob::choose_decode() {
   const auto has_refused = [this](const Target& target) {
-    return std::find(refused_by_.begin(), refused_by_.end(), &target) != refused_by_.end();
+    return std::any_of(refused_by_.begin(), refused_by_.end(), [&](const TargetPtr& t) { return t.get() == &target; });
   };
   decode_.seat = host_.decode().choose({.num_prompt_tokens = num_prompt_tokens_,
                                         .cost = cost_,
@@ -222,7 +222,7 @@ void RelayJob::take_tokens(const api::Piece& piece) {
 // Nobody has seen anything of this answer, so another rank may do better. What was begun elsewhere waits for one.
 bool RelayJob::refused() {
   if (num_attempts_ >= kMaxAttempts) return false;
-  refused_by_.push_back(&decode_.seat.target());
+  refused_by_.push_back(decode_.seat.target());
   decode_.close();
   prefill_.close();
   if (choose_decode()) {

@@ -104,7 +104,7 @@ class RelayJob : public std::enable_shared_from_this<RelayJob> {
   std::string transfer_id_;  // of this attempt; empty: the decode rank computes the prompt
   int num_failed_prefills_ = 0;
   int num_attempts_ = 0;
-  std::vector<const Target*> refused_by_;
+  std::vector<TargetPtr> refused_by_;
   std::optional<std::chrono::steady_clock::time_point> deadline_;  // while no rank takes it
 
   int status_ = 0;  // of the answer; 0: no head yet

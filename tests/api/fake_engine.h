@@ -38,6 +38,11 @@ class FakeEngine {
     const std::lock_guard lock(mutex_);
     submit_error_ = std::move(error);
   }
+  // Its load differs each time somebody looks, as that of a busy one does.
+  void set_restless() {
+    const std::lock_guard lock(mutex_);
+    restless_ = true;
+  }
   engine::Welcome welcome{.rank = 0,
                           .pid = 42,
                           .model = "tiny",
@@ -108,6 +113,7 @@ class FakeEngine {
       view.state = ready() ? "ready" : "starting";
       view.load.num_blocks = 64;
       view.load.num_free_blocks = 48;
+      view.load.num_running = engine_.look();
       return {view};
     }
     std::optional<int> rank_of(RequestId) const override { return 0; }
@@ -136,6 +142,11 @@ class FakeEngine {
     return id;
   }
 
+  int look() {
+    const std::lock_guard lock(mutex_);
+    return restless_ ? ++num_looks_ : 0;
+  }
+
   void abort(RequestId id) {
     const std::lock_guard lock(mutex_);
     running_.erase(id.serial);
@@ -162,6 +173,8 @@ class FakeEngine {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool ready_ = true;
+  bool restless_ = false;
+  int num_looks_ = 0;
   std::optional<Error> submit_error_;
   std::vector<RequestOutput> script_;
   std::deque<Submit> submits_;

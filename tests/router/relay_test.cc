@@ -1,16 +1,12 @@
 // A router before api servers whose engines are in the test's hands: what is sent again when one of them dies, and what
 // the client sees.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <boost/asio/io_context.hpp>
 #include <future>
 #include <nlohmann/json.hpp>
-#include <thread>
 
-#include "cluster/coordinator.h"
-#include "cluster/link.h"
 #include "router/router.h"
+#include "test_cluster.h"
 #include "test_server.h"
 
 namespace manta::router {
@@ -24,45 +20,7 @@ using api::testing::test_settings;
 using api::testing::tokens;
 using engine::FinishReason;
 using nlohmann::json;
-
-// A coordinator, and whoever announces api processes to it, on a thread of their own.
-class Cluster {
- public:
-  Cluster() : address_(name("coordinator")) {
-    coordinator_ = cluster::Coordinator::open(io_, address_, {}).value();
-    thread_ = std::thread([this] { io_.run(); });
-  }
-  ~Cluster() {
-    io_.stop();
-    thread_.join();
-    links_.clear();
-  }
-
-  const std::string& address() const { return address_; }
-  static std::string name(const std::string& what) {
-    static int serial = 0;
-    return "unix:@manta-router-test-" + std::to_string(::getpid()) + "-" + std::to_string(++serial) + "-" + what;
-  }
-  void announce(const std::string& relay_address) {
-    boost::asio::post(io_, [this, relay_address] {
-      cluster::LinkOptions link;
-      link.coordinator = address_;
-      link.join.self.role = cluster::Role::kApi;
-      link.join.self.address = relay_address;
-      link.heartbeat = [] { return cluster::Heartbeat{cluster::State::kReady, {}, 0, 0}; };
-      link.on_membership = [](Epoch, const cluster::Membership&) {};
-      link.on_refused = [](const std::string&) {};
-      links_.push_back(std::make_unique<cluster::Link>(io_, std::move(link)));
-    });
-  }
-
- private:
-  const std::string address_;
-  boost::asio::io_context io_;
-  std::unique_ptr<cluster::Coordinator> coordinator_;
-  std::vector<std::unique_ptr<cluster::Link>> links_;
-  std::thread thread_;
-};
+using testing::Cluster;
 
 class RelayTest : public ::testing::Test {
  protected:
