@@ -251,11 +251,12 @@ void RelayJob::on_decode_lost(const std::string& why) {
 // The answer of a prefill is its KV cache; of its bytes only the status counts.
 void RelayJob::on_prefill(const api::Piece& piece) {
   const auto self = shared_from_this();
-  const bool failed = piece.status >= 500;
+  const bool failed = piece.status >= 400;
   if (piece.end) {
     prefill_.stream = 0;
     prefill_.seat.leave();
   }
+  if (failed && piece.status < 500) num_failed_prefills_ = kMaxFailedPrefills;  // another rank would say the same
   if (failed) on_prefill_failed(fmt::format("status {}", piece.status));
 }
 

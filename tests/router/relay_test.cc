@@ -187,5 +187,52 @@ TEST_F(RelayTest, FullQueueIsPassedOn) {
   EXPECT_EQ(response->header("retry-after"), "1");
 }
 
+// Prefill and decode apart.
+class TwoSidedRelayTest : public ::testing::Test {
+ protected:
+  struct Side {
+    explicit Side(const std::string& name) {
+      engine.kv_transfer = json{{"engine_id", name}, {"host", "127.0.0.1"}, {"port", 1}}.dump();
+      api = ApiServer::start(test_settings(), engine.factory(), address).value();
+      cluster.announce(address);
+    }
+    const std::string address = Cluster::name("api");
+    Cluster cluster;
+    FakeEngine engine;
+    std::unique_ptr<ApiServer> api;
+  };
+
+  void SetUp() override {
+    Settings settings = test_settings();
+    settings.prefill_endpoints = {prefill_.cluster.address()};
+    settings.decode_endpoints = {decode_.cluster.address()};
+    std::promise<void> complete;
+    router_ = start_router(settings, [&] { complete.set_value(); }).value();
+    ASSERT_EQ(complete.get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
+  }
+
+  Side prefill_{"p0"}, decode_{"d0"};
+  std::unique_ptr<ApiServer> router_;
+};
+
+TEST_F(TwoSidedRelayTest, DecodeComputesAPromptThatPrefillRefuses) {
+  prefill_.engine.set_submit_error(error(ErrorCode::kInvalidArgument, "not with this cache"));
+  HttpClient client(router_->port());
+  client.start_post("/v1/completions", R"({"prompt": [5, 6], "max_tokens": 1, "stream": true})");
+  EXPECT_NE(decode_.engine.wait_submit(0).kv_transfer_params, "") << "it waits for blocks of the prefill rank";
+  const auto again = decode_.engine.wait_submit(1);
+  EXPECT_EQ(again.tokens, (std::vector<TokenId>{5, 6}));
+  EXPECT_EQ(again.kv_transfer_params, "");
+  decode_.engine.emit(again.id, finished(FinishReason::kLength, {300}));
+  std::vector<std::string> events;
+  while (const auto event = client.read_event()) events.push_back(*event);
+  ASSERT_FALSE(events.empty());
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_EQ(prefill_.engine.wait_refusals(1), 1u) << "asked again, another rank would say the same";
+  const auto metrics = HttpClient(router_->port()).get("/metrics");
+  ASSERT_TRUE(metrics);
+  EXPECT_NE(metrics->body.find("manta_router_prefill_fallbacks_total 1"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace manta::router
