@@ -178,6 +178,28 @@ TEST_F(RelayTest, LongAnswersComeInParts) {
   EXPECT_EQ(json::parse(response->body)["choices"][0]["token_ids"].size(), 4000u);
 }
 
+TEST_F(RelayTest, ARefusedContinuationWaitsForARankThatTakesIt) {
+  HttpClient client(router_->port());
+  client.start_post("/v1/completions", R"({"prompt": [5, 6], "max_tokens": 3, "stream": true})");
+  emit(engine_->wait_submit(0), {300});
+  ASSERT_TRUE(client.read_event());
+  api_ = nullptr;
+  engine_ = std::make_unique<FakeEngine>();
+  engine_->set_submit_error(error(ErrorCode::kUnavailable, "full"));
+  engine_->set_restless();  // the router tries again when it hears news of a rank
+  api_ = ApiServer::start(test_settings(), engine_->factory(), relay_address_).value();
+  EXPECT_GE(engine_->wait_refusals(10), 10u);
+  engine_->set_submit_error(std::nullopt);
+  const auto again = engine_->wait_submit(0);
+  EXPECT_EQ(again.tokens, (std::vector<TokenId>{5, 6, 300}));
+  engine_->emit(again.id, finished(FinishReason::kLength, {301, 302}));
+  std::vector<std::string> rest;
+  while (const auto event = client.read_event()) rest.push_back(*event);
+  ASSERT_EQ(rest.size(), 2u);
+  EXPECT_EQ(json::parse(rest[0])["choices"][0]["finish_reason"], "length") << rest[0];
+  EXPECT_EQ(rest[1], "[DONE]");
+}
+
 TEST_F(RelayTest, FullQueueIsPassedOn) {
   engine_->set_submit_error(error(ErrorCode::kUnavailable, "no engine takes requests"));
   HttpClient client(router_->port());
