@@ -65,18 +65,22 @@ Status Deployment::start() {
   return {};
 }
 
+// Of a coordinator on TCP.
+std::string Deployment::head_host() const {
+  const std::string host = coordinator_.substr(4, coordinator_.rfind(':') - 4);
+  return host.size() > 2 && host.front() == '[' ? host.substr(1, host.size() - 2) : host;
+}
+
 // Where the ranks of other nodes, and the API of the head, find this node's.
 Status Deployment::find_addresses() {
   Settings& s = options_.settings;
   if (!plan_.several_nodes || !coordinator_.starts_with("tcp:")) return {};
-  std::string host = coordinator_.substr(4, coordinator_.rfind(':') - 4);
-  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
   if (s.host_ip) {
     engine_host_ = *s.host_ip;
   } else if (s.socket_ifname) {
     MANTA_ASSIGN(engine_host_, cluster::address_of_interface(*s.socket_ifname));
   } else {
-    MANTA_ASSIGN(engine_host_, cluster::local_address_towards(host));
+    MANTA_ASSIGN(engine_host_, cluster::local_address_towards(head_host()));
   }
   if (!s.socket_ifname && s.enable_expert_parallel) {
     MANTA_ASSIGN(s.socket_ifname, cluster::interface_of_address(engine_host_));
@@ -109,12 +113,9 @@ Result<std::string> Deployment::relay_address() const {
   if (!coordinator_.starts_with("tcp:")) return prefix_ + "-api";
   std::string host = engine_host_;
   if (host.empty()) {
-    std::string head = coordinator_.substr(4, coordinator_.rfind(':') - 4);
-    if (head.size() > 2 && head.front() == '[') head = head.substr(1, head.size() - 2);
-    MANTA_ASSIGN(host, cluster::local_address_towards(head));
+    MANTA_ASSIGN(host, cluster::local_address_towards(head_host()));
   }
-  if (host.find(':') != std::string::npos) host = "[" + host + "]";
-  return fmt::format("tcp:{}:0", host);
+  return fmt::format("tcp:{}:0", cluster::bracketed(host));
 }
 
 std::string Deployment::url() const {

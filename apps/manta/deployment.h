@@ -54,6 +54,7 @@ class Deployment {
 
  private:
   std::string full_name(const std::string& child) const;
+  std::string head_host() const;
   Status find_addresses();
   Status start_engines_and_api();
   Result<std::string> relay_address() const;

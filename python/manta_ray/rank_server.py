@@ -130,11 +130,11 @@ class RankServer:
         for task in self._tasks[1:]:
             task.cancel()
         self._metrics.stop()
-        await self._child.drain(max(1.0, end - asyncio.get_running_loop().time()))  # the lease runs on: the rank is taken until its streams have ended
+        # The lease runs on: the rank is taken until its streams have ended.
+        await self._child.drain(max(1.0, end - asyncio.get_running_loop().time()))
         self._tasks[0].cancel()
         await self._group.ask_if_alive("release", self._replica)
         await self._session.close()
-
 
     async def _await_successor(self, end: float) -> None:
         """When a changed configuration takes over: serves on until its ranks do, so that no request finds nobody."""

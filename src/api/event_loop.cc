@@ -17,12 +17,6 @@ std::mt19937_64 seeded(int64_t seed, int index) {
   return std::mt19937_64(sequence);
 }
 
-std::mt19937_64 unpredictable() {
-  std::random_device device;
-  std::seed_seq sequence{device(), device(), device(), device()};
-  return std::mt19937_64(sequence);
-}
-
 HttpResponse with_close(HttpResponse response) {
   response.close = true;
   return response;
@@ -35,6 +29,12 @@ bool is_json(std::string_view content_type) {
 }
 
 }  // namespace
+
+std::mt19937_64 unpredictable() {
+  std::random_device device;
+  std::seed_seq sequence{device(), device(), device(), device()};
+  return std::mt19937_64(sequence);
+}
 
 EventLoop::EventLoop(ServerState& state, int index)
     : state_(state),

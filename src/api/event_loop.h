@@ -35,6 +35,9 @@ struct ServerState {
   std::atomic<bool> draining{false};
 };
 
+// For ids that nobody can guess and that differ from start to start.
+std::mt19937_64 unpredictable();
+
 class EventLoop : private HttpService {
  public:
   EventLoop(ServerState& state, int index);

@@ -144,8 +144,8 @@ std::string Server::url() const {
   if (state_.settings.uds) return "unix:" + *state_.settings.uds;
   std::string host = state_.settings.host.value_or("127.0.0.1");
   if (host == "0.0.0.0" || host == "::") host = "127.0.0.1";
-  if (host.find(':') != std::string::npos) host = "[" + host + "]";
-  return fmt::format("{}://{}:{}{}", tls_ ? "https" : "http", host, port(), state_.settings.root_path);
+  return fmt::format("{}://{}:{}{}", tls_ ? "https" : "http", cluster::bracketed(host), port(),
+                     state_.settings.root_path);
 }
 
 void Server::begin_drain() {

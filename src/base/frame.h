@@ -79,7 +79,6 @@ class FrameDecoder {
   void feed(std::string_view bytes) { buffer_.append(bytes); }
   // A frame, nothing yet (nullopt), or kDataLoss naming the field, its value and the bound.
   Result<std::optional<Frame>> next();
-  size_t buffered_bytes() const { return buffer_.size() - consumed_; }
 
  private:
   std::string buffer_;

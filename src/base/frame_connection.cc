@@ -10,6 +10,8 @@
 #include <charconv>
 #include <cstring>
 #include <deque>
+#include <optional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -23,6 +25,7 @@ using boost::system::error_code;
 using Protocol = asio::generic::stream_protocol;
 using Socket = Protocol::socket;
 using Endpoint = Protocol::endpoint;
+using Resolver = asio::ip::tcp::resolver;
 
 class Connection : public FrameConnection, public std::enable_shared_from_this<Connection> {
  public:
@@ -181,19 +184,57 @@ Result<std::pair<std::string, uint16_t>> split_host_port(const std::string& text
   return error(ErrorCode::kInvalidArgument, fmt::format("address \"{}\": expected host:port, port 0 to 65535", text));
 }
 
-Result<Endpoint> resolve(asio::io_context& io, const std::string& address) {
-  if (address.starts_with("unix:")) return unix_endpoint(address.substr(5));
+// What an address says.
+struct Destination {
+  std::optional<Endpoint> endpoint;  // empty: host is a name, to be looked up
+  std::string host;
+  uint16_t port = 0;
+};
+
+Result<Destination> parse_address(const std::string& address) {
+  Destination out;
+  if (address.starts_with("unix:")) {
+    MANTA_ASSIGN(out.endpoint, unix_endpoint(address.substr(5)));
+    return out;
+  }
   if (!address.starts_with("tcp:")) {
     return error(ErrorCode::kInvalidArgument, fmt::format("address \"{}\": must start with unix: or tcp:", address));
   }
-  MANTA_ASSIGN(const auto host_port, split_host_port(address.substr(4)));
-  error_code ec;
-  asio::ip::tcp::resolver resolver(io);
-  const auto found = resolver.resolve(host_port.first, std::to_string(host_port.second), ec);
+  MANTA_ASSIGN(std::tie(out.host, out.port), split_host_port(address.substr(4)));
+  error_code is_a_name;
+  const auto number = asio::ip::make_address(out.host, is_a_name);
+  if (!is_a_name) out.endpoint = asio::ip::tcp::endpoint(number, out.port);
+  return out;
+}
+
+Result<Endpoint> first_of(const Resolver::results_type& found, error_code ec, const std::string& address) {
   if (ec || found.empty()) {
     return error(ErrorCode::kUnavailable, fmt::format("address \"{}\": {}", address, ec.message()));
   }
   return Endpoint(found.begin()->endpoint());
+}
+
+// Waits for the name server: for what is opened once, before anybody depends on this thread.
+Result<Endpoint> resolve_now(asio::io_context& io, const std::string& address) {
+  MANTA_ASSIGN(const Destination to, parse_address(address));
+  if (to.endpoint) return *to.endpoint;
+  error_code ec;
+  Resolver resolver(io);
+  const auto found = resolver.resolve(to.host, std::to_string(to.port), ec);
+  return first_of(found, ec, address);
+}
+
+// Calls back in a later turn of the loop, which a slow name server does not hold up.
+void resolve(asio::io_context& io, const std::string& address, std::function<void(Result<Endpoint>)> done) {
+  const auto to = parse_address(address);
+  if (!to.ok()) return asio::post(io, [done = std::move(done), e = to.error()] { done(e); });
+  if (to->endpoint) return asio::post(io, [done = std::move(done), e = *to->endpoint] { done(e); });
+  const auto resolver = std::make_shared<Resolver>(io);
+  resolver->async_resolve(
+      to->host, std::to_string(to->port),
+      [resolver, address, done = std::move(done)](error_code ec, const Resolver::results_type& found) {
+        done(first_of(found, ec, address));
+      });
 }
 
 bool is_tcp(const std::string& address) {
@@ -289,22 +330,20 @@ class Listener : public FrameListener {
 
 void connect_frames(asio::io_context& io, const std::string& address,
                     std::function<void(Result<FrameConnectionPtr>)> done) {
-  auto endpoint = resolve(io, address);
-  if (!endpoint.ok()) {
-    asio::post(io, [done = std::move(done), e = endpoint.error()] { done(e); });
-    return;
-  }
-  auto socket = std::make_shared<Socket>(io);
-  socket->async_connect(*endpoint, [socket, address, done = std::move(done)](error_code ec) {
-    if (ec) return done(error(ErrorCode::kUnavailable, fmt::format("connect to {}: {}", address, ec.message())));
-    if (is_tcp(address)) set_no_delay(*socket);
-    done(FrameConnectionPtr(std::make_shared<Connection>(std::move(*socket))));
+  resolve(io, address, [&io, address, done = std::move(done)](Result<Endpoint> endpoint) {
+    if (!endpoint.ok()) return done(endpoint.error());
+    auto socket = std::make_shared<Socket>(io);
+    socket->async_connect(*endpoint, [socket, address, done](error_code ec) {
+      if (ec) return done(error(ErrorCode::kUnavailable, fmt::format("connect to {}: {}", address, ec.message())));
+      if (is_tcp(address)) set_no_delay(*socket);
+      done(FrameConnectionPtr(std::make_shared<Connection>(std::move(*socket))));
+    });
   });
 }
 
 Result<std::unique_ptr<FrameListener>> listen_frames(asio::io_context& io, const std::string& address,
                                                      std::function<void(FrameConnectionPtr)> on_accept) {
-  MANTA_ASSIGN(const Endpoint endpoint, resolve(io, address));
+  MANTA_ASSIGN(const Endpoint endpoint, resolve_now(io, address));
   auto listener = std::make_unique<Listener>(io, address, std::move(on_accept));
   MANTA_TRY(listener->open(endpoint));
   return std::unique_ptr<FrameListener>(std::move(listener));

@@ -40,7 +40,7 @@ using FrameConnectionPtr = std::shared_ptr<FrameConnection>;
 
 inline constexpr size_t kMaxQueuedBytes = 64u << 20;
 
-// Calls back with a connection or with why not. Destroying the io_context drops it.
+// Calls back with a connection or with why not, and waits for no name server. Destroying the io_context drops it.
 void connect_frames(boost::asio::io_context& io, const std::string& address,
                     std::function<void(Result<FrameConnectionPtr>)> done);
 
@@ -51,7 +51,7 @@ class FrameListener {
   virtual void close() = 0;
 };
 
-// Fails when the address is malformed, taken or unknown on this host.
+// Fails when the address is malformed, taken or unknown on this host. Waits for the name server if it has a name.
 Result<std::unique_ptr<FrameListener>> listen_frames(boost::asio::io_context& io, const std::string& address,
                                                      std::function<void(FrameConnectionPtr)> on_accept);
 

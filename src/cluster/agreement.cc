@@ -10,7 +10,6 @@ void Agreement::reset(Epoch epoch, int num_ranks) {
   epoch_ = epoch;
   ballots_.assign(num_ranks, {});
   step_ = 1;
-  paused_ = false;
   num_voted_ = num_working_ = num_leaving_ = 0;
   decision_ = {};
 }
@@ -43,12 +42,7 @@ Result<Agreement::Outcome> Agreement::vote(int rank, Epoch epoch, const Vote& vo
 bool Agreement::decide() {
   const int num_ranks = static_cast<int>(ballots_.size());
   if (num_voted_ < num_ranks) return false;
-  if (num_working_ == 0 && num_leaving_ < num_ranks) {
-    num_waves_ += !paused_ && step_ > 1;
-    paused_ = true;
-    return false;
-  }
-  paused_ = false;
+  if (num_working_ == 0 && num_leaving_ < num_ranks) return false;
   Decision d;
   d.step = step_;
   d.leave = num_working_ == 0;

@@ -4,7 +4,7 @@
 //
 //   running   somebody has work: the step is decided as soon as every rank has voted
 //   paused    every rank has voted and nobody has work: the decision is withheld, and that is all the ranks notice.
-//             The first vote with work decides the step and so wakes them. A pause ends a wave.
+//             The first vote with work decides the step and so wakes them.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,6 @@ class Agreement {
 
   Decision decision_for(int rank) const;   // of the last decided step
   uint64_t step() const { return step_; }  // the one being voted on
-  uint64_t num_waves() const { return num_waves_; }
 
   // Ranks that the others wait for: somebody has work, and these have not voted.
   std::vector<int> owing() const;
@@ -51,8 +50,6 @@ class Agreement {
   Epoch epoch_;
   std::vector<Ballot> ballots_;  // by rank
   uint64_t step_ = 1;
-  uint64_t num_waves_ = 0;
-  bool paused_ = false;
   int num_voted_ = 0;
   int num_working_ = 0;  // of those
   int num_leaving_ = 0;  // of those

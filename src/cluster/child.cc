@@ -28,6 +28,8 @@ namespace asio = boost::asio;
 using boost::system::error_code;
 using Descriptor = asio::posix::stream_descriptor;
 
+constexpr size_t kMaxLineBytes = 1 << 20;  // of a child's output or status
+
 Error system_error(const char* what) {
   return error(ErrorCode::kInternal, fmt::format("{}: {}", what, ::strerror(errno)));
 }
@@ -149,12 +151,11 @@ class ChildProcess : public Child, public std::enable_shared_from_this<ChildProc
 
   void abandon() {
     events_ = {};
+    if (reaped_) return;  // what it said last is still read, to its end
     on_output_ = nullptr;
-    if (!reaped_) {
-      ::kill(pid_, SIGKILL);
-      ::waitpid(pid_, nullptr, 0);
-      reaped_ = true;
-    }
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    reaped_ = true;
     error_code ignored;
     status_.close(ignored);
     exited_.close(ignored);
@@ -162,19 +163,22 @@ class ChildProcess : public Child, public std::enable_shared_from_this<ChildProc
   }
 
  private:
-  // Until its end of file: what a dying child said is what one wants to read.
+  // Until its end of file: what a dying child said is what one wants to read. A line that is too long comes in pieces;
+  // a child whose pipe nobody reads would block.
   void read_output() {
-    asio::async_read_until(output_, asio::dynamic_buffer(output_inbox_, 1 << 20), '\n',
+    asio::async_read_until(output_, asio::dynamic_buffer(output_inbox_, kMaxLineBytes), '\n',
                            [self = shared_from_this()](error_code ec, size_t n) {
-                             const std::string line = self->output_inbox_.substr(0, ec ? std::string::npos : n - 1);
-                             self->output_inbox_.erase(0, n);
-                             if (self->on_output_ && !(ec && line.empty())) self->on_output_(line);
-                             if (!ec) self->read_output();
+                             const bool ended = !ec;
+                             const bool too_long = ec == asio::error::not_found;
+                             const std::string line = self->output_inbox_.substr(0, ended ? n - 1 : std::string::npos);
+                             self->output_inbox_.erase(0, ended ? n : std::string::npos);
+                             if (self->on_output_ && (ended || !line.empty())) self->on_output_(line);
+                             if (ended || too_long) self->read_output();
                            });
   }
 
   void read_status() {
-    asio::async_read_until(status_, asio::dynamic_buffer(inbox_, 1 << 20), '\n',
+    asio::async_read_until(status_, asio::dynamic_buffer(inbox_, kMaxLineBytes), '\n',
                            [self = shared_from_this()](error_code ec, size_t n) {
                              if (ec) return;
                              const std::string line = self->inbox_.substr(0, n - 1);

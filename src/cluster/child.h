@@ -40,7 +40,7 @@ class Child {
 };
 
 struct ChildEvents {
-  std::function<void(const std::string& line)> on_output;  // without its end; the last ones may come after on_exit
+  std::function<void(const std::string& line)> on_output;  // a line or 1 MiB of one; the last may come after on_exit
   std::function<void(const std::string& json_line)> on_status;
   std::function<void(int wait_status)> on_exit;  // after the last on_status
 };

@@ -59,10 +59,6 @@ void BlockPool::forget(BlockId id) {
   ++counts_.free;
 }
 
-void BlockPool::forget_all() {
-  for (BlockId id = 0; id < num_blocks(); ++id) forget(id);
-}
-
 void BlockPool::release(std::span<const BlockId> blocks) {
   for (size_t i = blocks.size(); i-- > 0;) {
     assert(blocks_[blocks[i]].num_users > 0);

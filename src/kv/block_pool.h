@@ -49,7 +49,6 @@ class BlockPool {
   // a second one with the same content stays nameless and becomes free when it is given back.
   void publish(BlockId block, const BlockHash& hash);
   void forget(BlockId block);  // what it holds is not what its hash says; no-op for nameless blocks
-  void forget_all();           // for a reset of the prefix cache; blocks in use keep their rows
 
   // ---- giving back -----------------------------------------------------------------------------------------------
   void release(std::span<const BlockId> blocks);  // one reference each; the last block is forgotten first

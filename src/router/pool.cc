@@ -52,6 +52,7 @@ void Pool::set_coordinators(const std::vector<std::string>& coordinators) {
     deployment->coordinator = coordinator;
     follow(*deployment);
   }
+  let_go();
 }
 
 void Pool::follow(Deployment& deployment) {
@@ -90,12 +91,23 @@ void Pool::on_membership(Deployment& deployment, const cluster::Membership& memb
   on_link_change();
 }
 
-// A coordinator that was restarted hears of its members again one by one, so who answers stays.
 void Pool::on_link_change() {
-  for (const auto& deployment : deployments_) {
-    std::erase_if(deployment->members, [](const Member& m) { return !m.announced && !m.link->connected(); });
-  }
+  let_go();
   on_change_();
+}
+
+// A coordinator that was restarted hears of its members again one by one, so who answers stays. Of a deployment that
+// nobody wants any more, only what still has requests stays. The caller may be a line that goes here: it survives its
+// own callback.
+void Pool::let_go() {
+  std::erase_if(deployments_, [this](const auto& deployment) {
+    std::erase_if(deployment->members, [&](const Member& m) {
+      return deployment->wanted ? !m.announced && !m.link->connected() : m.link->num_streams() == 0;
+    });
+    if (deployment->wanted || !deployment->members.empty()) return false;
+    std::erase_if(targets_, [&](const auto& entry) { return entry.first.first == deployment->coordinator; });
+    return true;
+  });
 }
 
 template <typename Visit>

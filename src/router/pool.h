@@ -54,8 +54,8 @@ class Seat {
   Seat& operator=(Seat&& other) noexcept;
   ~Seat() { leave(); }
   explicit operator bool() const { return target_ != nullptr; }
-  Link& link() const { return *link_; }
-  const Target& target() const { return *target_; }
+  Link& link() const { return *link_; }  // there as long as a stream of ours is open on it
+  const TargetPtr& target() const { return target_; }
   const api::RankView& view() const { return view_; }
   void leave();
 
@@ -79,7 +79,8 @@ class Pool {
   std::optional<engine::Welcome> model() const;
   // One link to each api process.
   std::vector<Link*> processes() const;
-  // Deployments that are gone from the list are left: what runs there runs on, nothing new is sent.
+  // Deployments that are gone from the list are left: what runs there runs on, nothing new is sent. They are let go
+  // once nothing runs.
   void set_coordinators(const std::vector<std::string>& coordinators);
 
  private:
@@ -105,6 +106,7 @@ class Pool {
   void follow(Deployment& deployment);
   void on_membership(Deployment& deployment, const cluster::Membership& membership);
   void on_link_change();
+  void let_go();
   template <typename Visit>
   void each_link(Visit&& visit) const;
   std::vector<Place> places(const Demand& demand);

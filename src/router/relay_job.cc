@@ -18,7 +18,8 @@ namespace {
 
 // How long a request whose api died waits for another one, or for the same one started again.
 constexpr std::chrono::seconds kPatience{10};
-constexpr int kMaxAttempts = 8;
+constexpr int kMaxLosses = 8;
+constexpr size_t kMaxRefusals = 8;  // in one go; then the client gets the answer, or what was begun waits
 constexpr int kMaxFailedPrefills = 2;
 constexpr int64_t kExpectedOutput = 256;      // tokens, of requests that do not say
 constexpr size_t kMaxDelivered = 1 << 20;     // tokens; more do not fit a frame to be sent again
@@ -76,13 +77,12 @@ bool RelayJob::fresh() const {
 void RelayJob::dispatch() {
   refused_by_.clear();
   if (!choose_decode()) return wait();
-  deadline_.reset();
   send();
 }
 
 bool RelayJob::choose_decode() {
   const auto has_refused = [this](const Target& target) {
-    return std::find(refused_by_.begin(), refused_by_.end(), &target) != refused_by_.end();
+    return std::any_of(refused_by_.begin(), refused_by_.end(), [&](const TargetPtr& t) { return t.get() == &target; });
   };
   decode_.seat = host_.decode().choose({.num_prompt_tokens = num_prompt_tokens_,
                                         .cost = cost_,
@@ -94,7 +94,7 @@ bool RelayJob::choose_decode() {
 
 // Both halves leave at once.
 void RelayJob::send() {
-  ++num_attempts_;
+  sent_ = true;
   status_ = 0;
   response_ = {};
   transfer_id_.clear();
@@ -159,12 +159,13 @@ void RelayJob::open(Leg& leg, api::RelayRequest request) {
 }
 
 void RelayJob::wait() {
-  if (num_attempts_ == 0) return fail("no engine takes requests now; retry in a moment");
+  if (!sent_) return fail("no engine takes requests now; retry in a moment");
   if (!deadline_) deadline_ = Clock::now() + kPatience;
   host_.wait_for_rank(*deadline_, [weak = weak_from_this()](bool timed_out) {
     const auto self = weak.lock();
     if (!self || self->ended_) return;
-    if (timed_out) return self->fail("the api process of this request died and no other came in time; send it again");
+    if (timed_out)
+      return self->fail("the api process of this request died and no other took it in time; send it again");
     self->dispatch();
   });
 }
@@ -181,6 +182,7 @@ void RelayJob::on_decode(const api::Piece& piece) {
       return fail(fmt::format("the request could not be continued: status {}", status_));
     begin(piece);
   }
+  deadline_.reset();  // a rank has taken it
   take_tokens(piece);
   if (streaming_ && status_ == 200) {
     writer_->body().append(piece.bytes);
@@ -221,11 +223,10 @@ void RelayJob::take_tokens(const api::Piece& piece) {
 
 // Nobody has seen anything of this answer, so another rank may do better. What was begun elsewhere waits for one.
 bool RelayJob::refused() {
-  if (num_attempts_ >= kMaxAttempts) return false;
-  refused_by_.push_back(&decode_.seat.target());
+  refused_by_.push_back(decode_.seat.target());
   decode_.close();
   prefill_.close();
-  if (choose_decode()) {
+  if (refused_by_.size() < kMaxRefusals && choose_decode()) {
     send();
     return true;
   }
@@ -239,7 +240,7 @@ void RelayJob::on_decode_lost(const std::string& why) {
   decode_.stream = 0;
   decode_.seat.leave();
   prefill_.close();
-  if (num_attempts_ >= kMaxAttempts) return fail("the api process of this request died too often: " + why);
+  if (++num_losses_ >= kMaxLosses) return fail("the api process of this request died too often: " + why);
   if (num_delivered_ > kMaxDelivered) {
     return fail(fmt::format("the api process of this request died: {}; its {} tokens are too many to go on from", why,
                             num_delivered_));
@@ -251,11 +252,12 @@ void RelayJob::on_decode_lost(const std::string& why) {
 // The answer of a prefill is its KV cache; of its bytes only the status counts.
 void RelayJob::on_prefill(const api::Piece& piece) {
   const auto self = shared_from_this();
-  const bool failed = piece.status >= 500;
+  const bool failed = piece.status >= 400;
   if (piece.end) {
     prefill_.stream = 0;
     prefill_.seat.leave();
   }
+  if (failed && piece.status < 500) num_failed_prefills_ = kMaxFailedPrefills;  // another rank would say the same
   if (failed) on_prefill_failed(fmt::format("status {}", piece.status));
 }
 

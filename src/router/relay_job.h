@@ -103,9 +103,10 @@ class RelayJob : public std::enable_shared_from_this<RelayJob> {
   PrefillLeg prefill_{*this};
   std::string transfer_id_;  // of this attempt; empty: the decode rank computes the prompt
   int num_failed_prefills_ = 0;
-  int num_attempts_ = 0;
-  std::vector<const Target*> refused_by_;
-  std::optional<std::chrono::steady_clock::time_point> deadline_;  // while no rank takes it
+  bool sent_ = false;   // to a decode rank, at least once
+  int num_losses_ = 0;  // of the api process that had it
+  std::vector<TargetPtr> refused_by_;
+  std::optional<std::chrono::steady_clock::time_point> deadline_;  // set from a loss until a rank answers
 
   int status_ = 0;  // of the answer; 0: no head yet
   bool streaming_ = false;

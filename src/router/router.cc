@@ -39,17 +39,15 @@ struct Plan {
   RouterCounters counters;  // of all loops
 };
 
-std::mt19937_64 unpredictable() {
-  std::random_device device;
-  std::seed_seq sequence{device(), device(), device(), device()};
-  return std::mt19937_64(sequence);
-}
-
 // What one event loop of the router owns.
 class Loop : public JobHost {
  public:
   Loop(asio::io_context& io, std::shared_ptr<Plan> plan, std::function<void()> on_complete)
-      : io_(io), plan_(std::move(plan)), timer_(io), random_(unpredictable()), on_complete_(std::move(on_complete)) {
+      : io_(io),
+        plan_(std::move(plan)),
+        timer_(io),
+        random_(api::unpredictable()),
+        on_complete_(std::move(on_complete)) {
     decode_ = std::make_unique<Pool>(io, plan_->decode, [this] { on_change(); });
     if (plan_->prefill) prefill_ = std::make_unique<Pool>(io, *plan_->prefill, [this] { on_change(); });
     if (!plan_->endpoints_file) return;

@@ -16,7 +16,7 @@ namespace manta::router {
 // on_loop_complete runs once per event loop, when ranks of every role take its requests.
 Result<std::unique_ptr<api::ApiServer>> start_router(Settings settings, const std::function<void()>& on_loop_complete);
 
-// The whole life of a `manta router` process; see api::run_api_server.
+// The whole life of a `manta router` process; see api::run_server.
 Status run_router(const Settings& settings, const std::function<void(const std::string& url)>& on_ready);
 
 }  // namespace manta::router

@@ -139,7 +139,6 @@ class Scheduler {
   int num_in_flight() const { return static_cast<int>(in_flight_.size()); }
   SchedulerStats stats() const;
   const kv::BlockPool& blocks() const { return pool_; }
-  void reset_prefix_cache() { pool_.forget_all(); }
 
  private:
   // What a step in flight will bring for one request.

@@ -50,7 +50,6 @@ struct DecodeSlice {
 // What the ranks of a DP group agreed on for this step; the same on every rank.
 struct DpAgreement {
   Epoch epoch;
-  bool any_work = true;  // false: nobody has tokens, the group pauses
   bool all_decode = false;
   int padded_num_tokens = 0;  // rows per microbatch and rank after padding; 0 = no padding asked for
   int num_microbatches = 1;

@@ -35,7 +35,6 @@ class ChatTemplate {
   Result<std::string> render(const ChatInput& input) const;
 
   const std::string& source() const { return source_; }
-  bool wants_object_arguments() const { return wants_object_arguments_; }
   // A message with tool calls shows them only when its content is none (DeepSeek-V3 and R1 of the first days).
   bool wants_null_content() const { return wants_null_content_; }
 

@@ -27,8 +27,6 @@ class Detokenizer {
   void push(TokenId id, std::string& out);
   // Ends the stream: bytes still held back become U+FFFD. Afterwards a new stream may begin.
   void finish(std::string& out) { utf8_.finish(out); }
-  // Whether bytes are held back: the text so far lacks the end of a character.
-  bool is_inside_character() const { return utf8_.num_held_bytes() > 0; }
 
  private:
   std::shared_ptr<const Tokenizer> tokenizer_;

@@ -63,7 +63,6 @@ class StopMatcher {
   void pass(std::string_view text, std::string& out);
   // The stream ended in another way: what is held back goes out.
   void finish(std::string& out);
-  size_t num_held_bytes() const { return held_.size(); }
 
  private:
   std::shared_ptr<const StopStrings> strings_;

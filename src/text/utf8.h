@@ -20,7 +20,6 @@ class Utf8Stream {
   void push(std::string_view bytes, std::string& out);
   // Ends the stream: a character still held back becomes one U+FFFD. The stream can then be used anew.
   void finish(std::string& out);
-  size_t num_held_bytes() const { return num_held_; }
 
  private:
   void start(uint8_t byte, std::string& out);

@@ -9,6 +9,8 @@ namespace {
 
 using nlohmann::json;
 
+constexpr size_t kMaxHostBytes = 253;  // of a DNS name
+
 Error invalid(std::string message) {
   return error(ErrorCode::kInvalidArgument, "kv_transfer_params." + std::move(message));
 }
@@ -70,6 +72,10 @@ Status check(const TransferParams& p) {
   };
   const char* from_the_answer = "pass on the kv_transfer_params of the prefill's answer";
   if (p.remote_host.empty()) return missing("remote_host", from_the_answer);
+  if (p.remote_host.size() > kMaxHostBytes) {
+    return invalid(fmt::format("remote_host has {} bytes, a host name at most {}; {}", p.remote_host.size(),
+                               kMaxHostBytes, from_the_answer));
+  }
   if (p.remote_port == 0) return missing("remote_port", from_the_answer);
   if (p.remote_engine_id.empty()) return missing("remote_engine_id", from_the_answer);
   if (p.key().empty()) return missing("remote_request_id", "pass on the prefill's answer, or give a transfer_id");

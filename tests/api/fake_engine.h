@@ -38,6 +38,12 @@ class FakeEngine {
     const std::lock_guard lock(mutex_);
     submit_error_ = std::move(error);
   }
+  // Its load differs each time somebody looks, as that of a busy one does.
+  void set_restless() {
+    const std::lock_guard lock(mutex_);
+    restless_ = true;
+  }
+  std::string kv_transfer;  // as its connector describes itself
   engine::Welcome welcome{.rank = 0,
                           .pid = 42,
                           .model = "tiny",
@@ -58,6 +64,12 @@ class FakeEngine {
     std::unique_lock lock(mutex_);
     changed_.wait_for(lock, kPatience, [&] { return num_aborts_ >= n; });
     return num_aborts_;
+  }
+  // Waits until so many requests were refused by set_submit_error(); how many there are.
+  size_t wait_refusals(size_t n) {
+    std::unique_lock lock(mutex_);
+    changed_.wait_for(lock, kPatience, [&] { return num_refusals_ >= n; });
+    return num_refusals_;
   }
   size_t num_running() const {
     const std::lock_guard lock(mutex_);
@@ -108,6 +120,8 @@ class FakeEngine {
       view.state = ready() ? "ready" : "starting";
       view.load.num_blocks = 64;
       view.load.num_free_blocks = 48;
+      view.load.num_running = engine_.look();
+      view.kv_transfer = engine_.kv_transfer;
       return {view};
     }
     std::optional<int> rank_of(RequestId) const override { return 0; }
@@ -121,7 +135,11 @@ class FakeEngine {
   Result<RequestId> submit(boost::asio::io_context& io, Submit submit, Generator::OnOutput on_output,
                            std::optional<int> rank) {
     const std::lock_guard lock(mutex_);
-    if (submit_error_) return *submit_error_;
+    if (submit_error_) {
+      ++num_refusals_;
+      changed_.notify_all();
+      return *submit_error_;
+    }
     last_rank = rank;
     const RequestId id{7, ++last_serial_};
     submit.id = id;
@@ -134,6 +152,11 @@ class FakeEngine {
     }
     changed_.notify_all();
     return id;
+  }
+
+  int look() {
+    const std::lock_guard lock(mutex_);
+    return restless_ ? ++num_looks_ : 0;
   }
 
   void abort(RequestId id) {
@@ -162,6 +185,9 @@ class FakeEngine {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   bool ready_ = true;
+  bool restless_ = false;
+  int num_looks_ = 0;
+  size_t num_refusals_ = 0;
   std::optional<Error> submit_error_;
   std::vector<RequestOutput> script_;
   std::deque<Submit> submits_;

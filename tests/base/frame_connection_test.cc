@@ -1,10 +1,30 @@
 #include "base/frame_connection.h"
 
+#include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <netdb.h>
 #include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <cstring>
+#include <future>
+
+namespace {
+
+constexpr const char* kSlowName = "slow.invalid";
+std::future<void> slow_name_may_answer;
+
+}  // namespace
+
+// In place of libc's: one name is answered, with 127.0.0.1, when the test allows it.
+extern "C" int getaddrinfo(const char* host, const char* service, const addrinfo* hints, addrinfo** found) {
+  const auto real = reinterpret_cast<decltype(&getaddrinfo)>(::dlsym(RTLD_NEXT, "getaddrinfo"));
+  if (host == nullptr || std::strcmp(host, kSlowName) != 0) return real(host, service, hints, found);
+  if (slow_name_may_answer.wait_for(std::chrono::seconds(20)) != std::future_status::ready) return EAI_AGAIN;
+  return real("127.0.0.1", service, hints, found);
+}
 
 namespace manta {
 namespace {
@@ -108,6 +128,28 @@ TEST(FrameAddress, ErrorsNameTheAddress) {
   EXPECT_EQ(refused("tcp:localhost"), "address \"localhost\": expected host:port, port 0 to 65535");
   EXPECT_EQ(refused("tcp:localhost:70000"), "address \"localhost:70000\": expected host:port, port 0 to 65535");
   EXPECT_NE(refused("unix:@" + std::string(200, 'a')).find("must have 1 to 107 characters"), std::string::npos);
+}
+
+// The name server answers when the loop has run on, and not before.
+TEST(FrameConnectionName, ALookupDoesNotHoldUpTheLoop) {
+  asio::io_context io;
+  Result<FrameConnectionPtr> answer = error(ErrorCode::kInternal, "none yet");
+  FrameConnectionPtr server;
+  auto listener = listen_frames(io, "tcp:127.0.0.1:0", [&](FrameConnectionPtr c) { server = std::move(c); });
+  ASSERT_TRUE(listener.ok()) << listener.error().message;
+  const std::string address = (*listener)->address();
+  std::promise<void> may_answer;
+  slow_name_may_answer = may_answer.get_future();
+  bool done = false;
+  connect_frames(io, "tcp:" + std::string(kSlowName) + address.substr(address.rfind(':')),
+                 [&](Result<FrameConnectionPtr> c) {
+                   answer = std::move(c);
+                   done = true;
+                 });
+  asio::post(io, [&] { may_answer.set_value(); });
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (!(done && server) && std::chrono::steady_clock::now() < deadline) io.run_one_for(std::chrono::seconds(20));
+  EXPECT_TRUE(answer.ok()) << answer.error().message;
 }
 
 }  // namespace

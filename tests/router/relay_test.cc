@@ -1,16 +1,12 @@
 // A router before api servers whose engines are in the test's hands: what is sent again when one of them dies, and what
 // the client sees.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
-#include <boost/asio/io_context.hpp>
 #include <future>
 #include <nlohmann/json.hpp>
-#include <thread>
 
-#include "cluster/coordinator.h"
-#include "cluster/link.h"
 #include "router/router.h"
+#include "test_cluster.h"
 #include "test_server.h"
 
 namespace manta::router {
@@ -24,45 +20,7 @@ using api::testing::test_settings;
 using api::testing::tokens;
 using engine::FinishReason;
 using nlohmann::json;
-
-// A coordinator, and whoever announces api processes to it, on a thread of their own.
-class Cluster {
- public:
-  Cluster() : address_(name("coordinator")) {
-    coordinator_ = cluster::Coordinator::open(io_, address_, {}).value();
-    thread_ = std::thread([this] { io_.run(); });
-  }
-  ~Cluster() {
-    io_.stop();
-    thread_.join();
-    links_.clear();
-  }
-
-  const std::string& address() const { return address_; }
-  static std::string name(const std::string& what) {
-    static int serial = 0;
-    return "unix:@manta-router-test-" + std::to_string(::getpid()) + "-" + std::to_string(++serial) + "-" + what;
-  }
-  void announce(const std::string& relay_address) {
-    boost::asio::post(io_, [this, relay_address] {
-      cluster::LinkOptions link;
-      link.coordinator = address_;
-      link.join.self.role = cluster::Role::kApi;
-      link.join.self.address = relay_address;
-      link.heartbeat = [] { return cluster::Heartbeat{cluster::State::kReady, {}, 0, 0}; };
-      link.on_membership = [](Epoch, const cluster::Membership&) {};
-      link.on_refused = [](const std::string&) {};
-      links_.push_back(std::make_unique<cluster::Link>(io_, std::move(link)));
-    });
-  }
-
- private:
-  const std::string address_;
-  boost::asio::io_context io_;
-  std::unique_ptr<cluster::Coordinator> coordinator_;
-  std::vector<std::unique_ptr<cluster::Link>> links_;
-  std::thread thread_;
-};
+using testing::Cluster;
 
 class RelayTest : public ::testing::Test {
  protected:
@@ -221,6 +179,28 @@ TEST_F(RelayTest, LongAnswersComeInParts) {
   EXPECT_EQ(json::parse(response->body)["choices"][0]["token_ids"].size(), 4000u);
 }
 
+TEST_F(RelayTest, ARefusedContinuationWaitsForARankThatTakesIt) {
+  HttpClient client(router_->port());
+  client.start_post("/v1/completions", R"({"prompt": [5, 6], "max_tokens": 3, "stream": true})");
+  emit(engine_->wait_submit(0), {300});
+  ASSERT_TRUE(client.read_event());
+  api_ = nullptr;
+  engine_ = std::make_unique<FakeEngine>();
+  engine_->set_submit_error(error(ErrorCode::kUnavailable, "full"));
+  engine_->set_restless();  // the router tries again when it hears news of a rank
+  api_ = ApiServer::start(test_settings(), engine_->factory(), relay_address_).value();
+  EXPECT_GE(engine_->wait_refusals(10), 10u);
+  engine_->set_submit_error(std::nullopt);
+  const auto again = engine_->wait_submit(0);
+  EXPECT_EQ(again.tokens, (std::vector<TokenId>{5, 6, 300}));
+  engine_->emit(again.id, finished(FinishReason::kLength, {301, 302}));
+  std::vector<std::string> rest;
+  while (const auto event = client.read_event()) rest.push_back(*event);
+  ASSERT_EQ(rest.size(), 2u);
+  EXPECT_EQ(json::parse(rest[0])["choices"][0]["finish_reason"], "length") << rest[0];
+  EXPECT_EQ(rest[1], "[DONE]");
+}
+
 TEST_F(RelayTest, FullQueueIsPassedOn) {
   engine_->set_submit_error(error(ErrorCode::kUnavailable, "no engine takes requests"));
   HttpClient client(router_->port());
@@ -228,6 +208,53 @@ TEST_F(RelayTest, FullQueueIsPassedOn) {
   ASSERT_TRUE(response);
   EXPECT_EQ(response->status, 503);
   EXPECT_EQ(response->header("retry-after"), "1");
+}
+
+// Prefill and decode apart.
+class TwoSidedRelayTest : public ::testing::Test {
+ protected:
+  struct Side {
+    explicit Side(const std::string& name) {
+      engine.kv_transfer = json{{"engine_id", name}, {"host", "127.0.0.1"}, {"port", 1}}.dump();
+      api = ApiServer::start(test_settings(), engine.factory(), address).value();
+      cluster.announce(address);
+    }
+    const std::string address = Cluster::name("api");
+    Cluster cluster;
+    FakeEngine engine;
+    std::unique_ptr<ApiServer> api;
+  };
+
+  void SetUp() override {
+    Settings settings = test_settings();
+    settings.prefill_endpoints = {prefill_.cluster.address()};
+    settings.decode_endpoints = {decode_.cluster.address()};
+    std::promise<void> complete;
+    router_ = start_router(settings, [&] { complete.set_value(); }).value();
+    ASSERT_EQ(complete.get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
+  }
+
+  Side prefill_{"p0"}, decode_{"d0"};
+  std::unique_ptr<ApiServer> router_;
+};
+
+TEST_F(TwoSidedRelayTest, DecodeComputesAPromptThatPrefillRefuses) {
+  prefill_.engine.set_submit_error(error(ErrorCode::kInvalidArgument, "not with this cache"));
+  HttpClient client(router_->port());
+  client.start_post("/v1/completions", R"({"prompt": [5, 6], "max_tokens": 1, "stream": true})");
+  EXPECT_NE(decode_.engine.wait_submit(0).kv_transfer_params, "") << "it waits for blocks of the prefill rank";
+  const auto again = decode_.engine.wait_submit(1);
+  EXPECT_EQ(again.tokens, (std::vector<TokenId>{5, 6}));
+  EXPECT_EQ(again.kv_transfer_params, "");
+  decode_.engine.emit(again.id, finished(FinishReason::kLength, {300}));
+  std::vector<std::string> events;
+  while (const auto event = client.read_event()) events.push_back(*event);
+  ASSERT_FALSE(events.empty());
+  EXPECT_EQ(events.back(), "[DONE]");
+  EXPECT_EQ(prefill_.engine.wait_refusals(1), 1u) << "asked again, another rank would say the same";
+  const auto metrics = HttpClient(router_->port()).get("/metrics");
+  ASSERT_TRUE(metrics);
+  EXPECT_NE(metrics->body.find("manta_router_prefill_fallbacks_total 1"), std::string::npos);
 }
 
 }  // namespace

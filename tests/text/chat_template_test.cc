@@ -90,8 +90,6 @@ TEST(ChatTemplate, ArgumentsAsTextBecomeAnObjectWhereTheTemplateWantsOne) {
   const auto source = load_chat_template(MANTA_DEPS_DIR "/jinja/templates/deepseek-ai-DeepSeek-V3.1.jinja");
   ASSERT_TRUE(source.ok());
   const auto v31 = parse(*source);
-  EXPECT_TRUE(v31->wants_object_arguments());
-  EXPECT_FALSE(tiny()->wants_object_arguments());
   Json input = user("hi");
   input["messages"].push_back(Json::parse(R"({"role": "assistant", "content": "", "tool_calls": [
       {"type": "function", "function": {"name": "f", "arguments": "{\"b\":1.0,\"a\":[1,2]}"}}]})"));

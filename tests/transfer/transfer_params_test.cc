@@ -9,6 +9,7 @@
 namespace manta::transfer {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 std::string refusal(const std::string& text) {
@@ -52,6 +53,8 @@ TEST(TransferParams, BlocksAsOneListOrAListForEachKvGroup) {
 TEST(TransferParams, APullThatDoesNotSayFromWhereIsRefused) {
   EXPECT_THAT(refusal(R"({"do_remote_prefill":true})"), HasSubstr("remote_host"));
   EXPECT_THAT(refusal(R"({"do_remote_prefill":true,"remote_host":"h"})"), HasSubstr("remote_port"));
+  EXPECT_THAT(refusal(R"({"do_remote_prefill":true,"remote_host":")" + std::string(254, 'h') + R"("})"),
+              AllOf(HasSubstr("254"), HasSubstr("253")));
   EXPECT_THAT(refusal(R"({"do_remote_prefill":true,"remote_host":"h","remote_port":65536})"), HasSubstr("65536"));
   EXPECT_THAT(refusal(R"({"do_remote_prefill":true,"remote_host":"h","remote_port":1,"remote_engine_id":"e"})"),
               HasSubstr("remote_request_id"));
