@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <utility>
 
 #include "backend/backend.h"
 #include "backend/cuda/attention/attention.h"
@@ -44,6 +45,11 @@ struct Scratch {
   float *scales = nullptr, *inner_scales = nullptr;
 };
 
+// Rows that a group of scales has room for: the copy engine takes 16 bytes at a time.
+inline int64_t scale_rows(int64_t num_rows) {
+  return (num_rows + 3) / 4 * 4;
+}
+
 // Into how many pieces of whole scale blocks the router's product is cut along k.
 inline int gate_pieces(int hidden_size) {
   return hidden_size % 1024 == 0 ? 8 : 1;
@@ -59,6 +65,11 @@ struct StageLane : CudaLane {
   // Small kernels that need not wait for each other run beside the stream, between fork and join.
   cudaStream_t side = nullptr;
   Event forked, joined;
+  // What the experts' norm left for the shared expert, which need not wait for the router: see route.
+  struct {
+    Event made;
+    bool is_there = false;
+  } shared_input;
 };
 
 class CudaActivations : public Activations {
@@ -115,7 +126,7 @@ class CudaBackend : public Backend {
     const __nv_bfloat16* x = nullptr;
     int64_t stride = 0;
     const uint8_t* q = nullptr;
-    const float* scale = nullptr;
+    const float* scale = nullptr;  // of scale_rows(rows)
   };
   struct Output {
     void* data = nullptr;
@@ -141,6 +152,16 @@ class CudaBackend : public Backend {
   // Norm of rows [0, n): h is added up and left in residual. FP8 only where a consumer takes it.
   void add_norm(StageLane& lane, Hidden& h, int num_rows, const PackedWeight& norm, bool fp8, bool low,
                 __nv_bfloat16* out);
+  // What `calls` enqueue runs beside the stream, behind `after`, until join().
+  template <typename Calls>
+  void beside(StageLane& l, const Event& after, Calls&& calls) {
+    cudaStreamWaitEvent(l.side, after.get());
+    std::swap(l.stream, l.side);
+    calls();
+    std::swap(l.stream, l.side);
+    cudaEventRecord(l.joined.get(), l.side);
+  }
+  void join(StageLane& l) { cudaStreamWaitEvent(l.stream, l.joined.get()); }
   Operand quantized(StageLane& lane, const __nv_bfloat16* x, int64_t stride, int num_rows, int d);
   // Products with one input; the outputs of several weights of one shape stand side by side.
   void linear(StageLane& lane, const Operand& in, std::initializer_list<const MatrixWeight*> weights, int num_rows,

@@ -14,7 +14,8 @@ CudaBackend::Operand CudaBackend::quantized(StageLane& l, const __nv_bfloat16* x
                  .d = d,
                  .ue8m0 = shape_.fp8_scale_ue8m0,
                  .q = l.scratch.quantized,
-                 .scale = l.scratch.scales},
+                 .scale = l.scratch.scales,
+                 .scale_stride = scale_rows(num_rows)},
                 l.stream);
   return {x, stride, l.scratch.quantized, l.scratch.scales};
 }
@@ -28,6 +29,7 @@ void CudaBackend::linear(StageLane& l, const Operand& in, std::initializer_list<
   if (takes_fp8(w)) {
     g.a = in.q;
     g.a_scale = in.scale;
+    g.a_scale_stride = scale_rows(num_rows);
     g.a_stride = w.k;
   }
   g.w_fp8 = w.is_fp8;
@@ -62,6 +64,8 @@ void CudaBackend::add_norm(StageLane& l, Hidden& h, int num_rows, const PackedWe
   if (fp8) {
     a.out_fp8 = l.scratch.quantized;
     a.out_scale = l.scratch.scales;
+    a.scale_stride = scale_rows(num_rows);
+    a.quantize_out = low;  // the router's: its other consumers see out alone
   }
   add_rms_norm(a, l.stream);
   h.residual_valid = true;
@@ -74,6 +78,7 @@ void CudaBackend::mlp(StageLane& l, const Operand& in, const MlpWeights& w, int 
   if (takes_fp8(down)) {
     silu.out_fp8 = l.scratch.quantized_inner;
     silu.out_scale = l.scratch.inner_scales;
+    silu.scale_stride = scale_rows(num_rows);
   } else {
     silu.out = l.scratch.inner;
   }
@@ -104,7 +109,10 @@ void CudaBackend::route(Lane& lane, const StepView& view, int layer, const Packe
     }
   }
   auto* moe_input = static_cast<__nv_bfloat16*>(act.moe_input.data);
-  add_norm(l, h, t, norm, false, true, moe_input);
+  const bool shared = shape_.n_shared_experts > 0;
+  add_norm(l, h, t, norm, shared && quantize_, true, moe_input);
+  cudaEventRecord(l.shared_input.made.get(), l.stream);
+  l.shared_input.is_there = shared;
   // Few columns and a long k: k in pieces, each with logits of its own, which choose_experts adds up in order.
   const int d = shape_.hidden_size, pieces = gate_pieces(d);
   BlockGemm g = {.a = l.scratch.normed_low,
@@ -166,13 +174,20 @@ Status CudaBackend::attach_expert_map(const ep::ExpertMap& map) {
   return {};
 }
 
+// Beside the router and what the transport sends: it needs the norm alone, which left its input in FP8 too.
 void CudaBackend::shared_expert(Lane& lane, const StepView& view, const MlpWeights& w, Activations& act) {
   auto& l = static_cast<StageLane&>(lane);
   const int d = shape_.hidden_size;
   const auto* x = static_cast<const __nv_bfloat16*>(act.moe_input.data);
-  Operand in = {x, d};
-  if (takes_fp8(matrix(w.gate_proj))) in = quantized(l, x, d, view.num_tokens, d);
-  mlp(l, in, w, view.num_tokens, static_cast<__nv_bfloat16*>(act.shared_out.data));
+  Operand in = {x, d, l.scratch.quantized, l.scratch.scales};
+  if (!l.shared_input.is_there) {  // called without route
+    if (takes_fp8(matrix(w.gate_proj))) in = quantized(l, x, d, view.num_tokens, d);
+    cudaEventRecord(l.shared_input.made.get(), l.stream);
+  }
+  l.shared_input.is_there = false;
+  beside(l, l.shared_input.made,
+         [&] { mlp(l, in, w, view.num_tokens, static_cast<__nv_bfloat16*>(act.shared_out.data)); });
+  join(l);
 }
 
 // What one pass works on: rows [first_row, + num_rows) of the batch, or of each of some experts.
@@ -232,6 +247,7 @@ void CudaBackend::expert_window(StageLane& l, const ExpertWeights& weights, cons
   g.n = n;
   g.k = d;
   g.num_parts = 2;
+  g.a_scale_stride = scale_rows(inner_rows);
   g.a = hidden;
   g.a_stride = d;
   g.a_is_batch = true;
@@ -244,7 +260,8 @@ void CudaBackend::expert_window(StageLane& l, const ExpertWeights& weights, cons
                    .window = rows,
                    .plane = plane,
                    .q = l.scratch.quantized,
-                   .scale = l.scratch.scales},
+                   .scale = l.scratch.scales,
+                   .scale_stride = scale_rows(inner_rows)},
                   l.stream);
     g.a = l.scratch.quantized;
     g.a_scale = l.scratch.scales;
@@ -261,6 +278,7 @@ void CudaBackend::expert_window(StageLane& l, const ExpertWeights& weights, cons
   if (takes_fp8(w_down)) {
     silu.out_fp8 = l.scratch.quantized_inner;
     silu.out_scale = l.scratch.inner_scales;
+    silu.scale_stride = scale_rows(inner_rows);
     g.a = l.scratch.quantized_inner;
     g.a_scale = l.scratch.inner_scales;
   } else {
