@@ -175,7 +175,7 @@ Status CudaBackend::init_lane(StageLane& lane) {
   MANTA_TRY(check_cuda(cudaStreamCreateWithFlags(&lane.side, cudaStreamNonBlocking), "a stream"));
   MANTA_TRY(lane.forked.create());
   MANTA_TRY(lane.joined.create());
-  MANTA_TRY(lane.shared_input.made.create());
+  MANTA_TRY(lane.shared.input_made.create());
   Scratch& x = lane.scratch;
   MANTA_TRY(take(x.normed, t * d));
   MANTA_TRY(take(x.q_a, t * s.q_lora_rank));
@@ -200,7 +200,14 @@ Status CudaBackend::init_lane(StageLane& lane) {
       {t * s.intermediate_size, t * shared, t * s.q_lora_rank, moe ? inner_rows() * s.moe_intermediate_size : 0});
   MANTA_TRY(take(x.gate_up, 2 * inner));
   MANTA_TRY(take(x.inner, inner));
+  MlpScratch& y = lane.shared.scratch;
+  MANTA_TRY(take(y.gate_up, 2 * t * shared));
+  MANTA_TRY(take(y.inner, t * shared));
   if (!quantize_) return {};
+  MANTA_TRY(take(y.quantized, t * d));
+  MANTA_TRY(take(y.scales, scale_rows(t) * groups_of(d)));
+  MANTA_TRY(take(y.quantized_inner, t * shared));
+  MANTA_TRY(take(y.inner_scales, scale_rows(t) * groups_of(shared)));
   const int64_t widest = std::max<int64_t>({2 * d, s.q_lora_rank, heads * s.v_head_dim});
   const int64_t most = std::max(t * widest, moe ? inner_rows() * d : 0);
   MANTA_TRY(take(x.quantized, most));

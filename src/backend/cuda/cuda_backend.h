@@ -26,8 +26,15 @@
 
 namespace manta::backend::cuda {
 
+// Inner values of an MLP: as many rows as there is room for.
+struct MlpScratch {
+  __nv_bfloat16 *gate_up = nullptr, *inner = nullptr;        // [rows, 2 I], [rows, I]
+  uint8_t *quantized = nullptr, *quantized_inner = nullptr;  // an input of a product in FP8, and inner likewise
+  float *scales = nullptr, *inner_scales = nullptr;
+};
+
 // What stages leave for each other inside one microbatch, and inner values of a stage.
-struct Scratch {
+struct Scratch : MlpScratch {
   __nv_bfloat16 *normed = nullptr, *normed_low = nullptr;  // [T, D]
   __nv_bfloat16* q_a = nullptr;                            // [T, q_lora_rank]
   __nv_bfloat16* q = nullptr;                              // [T, H * (nope + rope)]
@@ -40,9 +47,6 @@ struct Scratch {
   float *partial_out = nullptr, *partial_lse = nullptr;  // of rows in pieces
   float* gate_logits = nullptr;                          // [2 * gate_pieces(D), T, E]
   __nv_bfloat16* mtp_pair = nullptr;                     // [T, 2 D]
-  __nv_bfloat16 *gate_up = nullptr, *inner = nullptr;    // [rows, 2 I], [rows, I]: as many rows as there is room for
-  uint8_t *quantized = nullptr, *quantized_inner = nullptr;  // an input of a product in FP8, and inner likewise
-  float *scales = nullptr, *inner_scales = nullptr;
 };
 
 // Rows that a group of scales has room for: the copy engine takes 16 bytes at a time.
@@ -65,11 +69,13 @@ struct StageLane : CudaLane {
   // Small kernels that need not wait for each other run beside the stream, between fork and join.
   cudaStream_t side = nullptr;
   Event forked, joined;
-  // What the experts' norm left for the shared expert, which need not wait for the router: see route.
+  // The shared expert runs beside everything from the router to merge, with inner values of its own, once the experts'
+  // norm has left its input: see route.
   struct {
-    Event made;
-    bool is_there = false;
-  } shared_input;
+    MlpScratch scratch;
+    Event input_made;
+    bool has_input = false;
+  } shared;
 };
 
 class CudaActivations : public Activations {
@@ -162,6 +168,12 @@ class CudaBackend : public Backend {
     cudaEventRecord(l.joined.get(), l.side);
   }
   void join(StageLane& l) { cudaStreamWaitEvent(l.stream, l.joined.get()); }
+  template <typename Calls>
+  void with_shared_scratch(StageLane& l, Calls&& calls) {
+    std::swap(static_cast<MlpScratch&>(l.scratch), l.shared.scratch);
+    calls();
+    std::swap(static_cast<MlpScratch&>(l.scratch), l.shared.scratch);
+  }
   Operand quantized(StageLane& lane, const __nv_bfloat16* x, int64_t stride, int num_rows, int d);
   // Products with one input; the outputs of several weights of one shape stand side by side.
   void linear(StageLane& lane, const Operand& in, std::initializer_list<const MatrixWeight*> weights, int num_rows,

@@ -110,9 +110,9 @@ void CudaBackend::route(Lane& lane, const StepView& view, int layer, const Packe
   }
   auto* moe_input = static_cast<__nv_bfloat16*>(act.moe_input.data);
   const bool shared = shape_.n_shared_experts > 0;
-  add_norm(l, h, t, norm, shared && quantize_, true, moe_input);
-  cudaEventRecord(l.shared_input.made.get(), l.stream);
-  l.shared_input.is_there = shared;
+  with_shared_scratch(l, [&] { add_norm(l, h, t, norm, shared && quantize_, true, moe_input); });
+  cudaEventRecord(l.shared.input_made.get(), l.stream);
+  l.shared.has_input = shared;
   // Few columns and a long k: k in pieces, each with logits of its own, which choose_experts adds up in order.
   const int d = shape_.hidden_size, pieces = gate_pieces(d);
   BlockGemm g = {.a = l.scratch.normed_low,
@@ -174,20 +174,22 @@ Status CudaBackend::attach_expert_map(const ep::ExpertMap& map) {
   return {};
 }
 
-// Beside the router and what the transport sends: it needs the norm alone, which left its input in FP8 too.
+// Beside the router, what the transport sends and the experts: merge waits for it. It needs the norm alone, which left
+// its input in FP8 too.
 void CudaBackend::shared_expert(Lane& lane, const StepView& view, const MlpWeights& w, Activations& act) {
   auto& l = static_cast<StageLane&>(lane);
-  const int d = shape_.hidden_size;
-  const auto* x = static_cast<const __nv_bfloat16*>(act.moe_input.data);
-  Operand in = {x, d, l.scratch.quantized, l.scratch.scales};
-  if (!l.shared_input.is_there) {  // called without route
-    if (takes_fp8(matrix(w.gate_proj))) in = quantized(l, x, d, view.num_tokens, d);
-    cudaEventRecord(l.shared_input.made.get(), l.stream);
-  }
-  l.shared_input.is_there = false;
-  beside(l, l.shared_input.made,
-         [&] { mlp(l, in, w, view.num_tokens, static_cast<__nv_bfloat16*>(act.shared_out.data)); });
-  join(l);
+  with_shared_scratch(l, [&] {
+    const int d = shape_.hidden_size;
+    const auto* x = static_cast<const __nv_bfloat16*>(act.moe_input.data);
+    Operand in = {x, d, l.scratch.quantized, l.scratch.scales};
+    if (!l.shared.has_input) {  // called without route
+      if (takes_fp8(matrix(w.gate_proj))) in = quantized(l, x, d, view.num_tokens, d);
+      cudaEventRecord(l.shared.input_made.get(), l.stream);
+    }
+    l.shared.has_input = false;
+    beside(l, l.shared.input_made,
+           [&] { mlp(l, in, w, view.num_tokens, static_cast<__nv_bfloat16*>(act.shared_out.data)); });
+  });
 }
 
 // What one pass works on: rows [first_row, + num_rows) of the batch, or of each of some experts.
@@ -299,10 +301,11 @@ void CudaBackend::expert_window(StageLane& l, const ExpertWeights& weights, cons
 }
 
 void CudaBackend::merge(Lane& lane, const StepView& view, const Activations& act, Hidden& h) {
+  auto& l = static_cast<StageLane&>(lane);
   const bool shared = shape_.n_shared_experts > 0;
+  if (shared) join(l);
   merge_rows(act.combined.as<float>(), shared ? static_cast<const __nv_bfloat16*>(act.shared_out.data) : nullptr,
-             static_cast<__nv_bfloat16*>(h.hidden.data), int64_t{view.num_tokens} * shape_.hidden_size,
-             stream_of(lane));
+             static_cast<__nv_bfloat16*>(h.hidden.data), int64_t{view.num_tokens} * shape_.hidden_size, l.stream);
 }
 
 }  // namespace manta::backend::cuda
