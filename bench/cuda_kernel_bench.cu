@@ -199,14 +199,16 @@ __global__ void reference_kernel(BlockGemm g, GemmWeight w, int64_t a_first, int
       }
       part_sum += x * y;
     }
-    sum += g.w_fp8 ? part_sum * g.a_scale[(a_first + row) * pieces + p] * w.scale[column / 128 * pieces + p] : part_sum;
+    sum += g.w_fp8 ? part_sum * g.a_scale[p * g.a_scale_stride + a_first + row] * w.scale[column / 128 * pieces + p]
+                   : part_sum;
   }
   c[(c_first + row) * g.c_stride + batch * g.c_batch + int64_t{part} * g.n + column] = __float2bfloat16_rn(sum);
 }
 
 CUtensorMap* device_maps(MapShape shape) {
-  auto* to = device<CUtensorMap>(2);
-  for (int i = 0; i < 2; ++i) {
+  constexpr int kCount = std::size(kWeightBoxRows);
+  auto* to = device<CUtensorMap>(kCount);
+  for (int i = 0; i < kCount; ++i) {
     shape.box_rows = kWeightBoxRows[i];
     const CUtensorMap map = encode_map(shape);
     check(cudaMemcpy(to + i, &map, sizeof(map), cudaMemcpyHostToDevice));
@@ -217,7 +219,8 @@ CUtensorMap* device_maps(MapShape shape) {
 // Every way to cut a product that makes sense for it.
 std::vector<TileChoice> cuts(const BlockGemm& g, bool grouped) {
   std::vector<TileChoice> shapes = {{!g.w_fp8 && g.m > 128 ? 256 : 128, 128}};
-  if (g.w_fp8) shapes.push_back({128, 96});
+  if (g.w_fp8) shapes.insert(shapes.end(), {{128, 192}, {128, 96}});
+  if (g.w_fp8 && !grouped) shapes.insert(shapes.end(), {{128, 64}, {128, 32}});
   std::vector<TileChoice> out;
   for (const TileChoice& c : shapes) {
     for (const int split : {1, 2, 4}) {
@@ -285,7 +288,8 @@ class ProductRun {
                           : random_values<bf16>(rows_ * g_.a_stride, 1.0f));
     }
     g_.a = a_[0];
-    if (p_.fp8) g_.a_scale = random_values<float>(rows_ * (p_.k / 128), 0.01f);
+    g_.a_scale_stride = (rows_ + 3) / 4 * 4;
+    if (p_.fp8) g_.a_scale = random_values<float>(g_.a_scale_stride * (p_.k / 128), 0.01f);
     if (!is_grouped()) return;
     const std::vector<int32_t> counts(groups_, p_.m);
     auto* to = device<int32_t>(groups_);

@@ -175,6 +175,7 @@ Status CudaBackend::init_lane(StageLane& lane) {
   MANTA_TRY(check_cuda(cudaStreamCreateWithFlags(&lane.side, cudaStreamNonBlocking), "a stream"));
   MANTA_TRY(lane.forked.create());
   MANTA_TRY(lane.joined.create());
+  MANTA_TRY(lane.shared.input_made.create());
   Scratch& x = lane.scratch;
   MANTA_TRY(take(x.normed, t * d));
   MANTA_TRY(take(x.q_a, t * s.q_lora_rank));
@@ -199,14 +200,22 @@ Status CudaBackend::init_lane(StageLane& lane) {
       {t * s.intermediate_size, t * shared, t * s.q_lora_rank, moe ? inner_rows() * s.moe_intermediate_size : 0});
   MANTA_TRY(take(x.gate_up, 2 * inner));
   MANTA_TRY(take(x.inner, inner));
+  MlpScratch& y = lane.shared.scratch;
+  MANTA_TRY(take(y.gate_up, 2 * t * shared));
+  MANTA_TRY(take(y.inner, t * shared));
   if (!quantize_) return {};
+  MANTA_TRY(take(y.quantized, t * d));
+  MANTA_TRY(take(y.scales, scale_rows(t) * groups_of(d)));
+  MANTA_TRY(take(y.quantized_inner, t * shared));
+  MANTA_TRY(take(y.inner_scales, scale_rows(t) * groups_of(shared)));
   const int64_t widest = std::max<int64_t>({2 * d, s.q_lora_rank, heads * s.v_head_dim});
   const int64_t most = std::max(t * widest, moe ? inner_rows() * d : 0);
   MANTA_TRY(take(x.quantized, most));
-  MANTA_TRY(take(x.scales, std::max(t * groups_of(widest), inner_rows() * groups_of(d))));
+  MANTA_TRY(take(x.scales, std::max(scale_rows(t) * groups_of(widest), inner_rows() * groups_of(d))));
   MANTA_TRY(take(x.quantized_inner, inner));
-  // Rows of the widest kind have the fewest scales: a group may be cut short in each row.
-  return take(x.inner_scales, inner / 128 + std::max(t, inner_rows()) * 2);
+  const int64_t most_rows = std::max(t, moe ? inner_rows() : 0);
+  const int64_t dense_groups = groups_of(std::max<int64_t>({s.intermediate_size, shared, s.q_lora_rank}));
+  return take(x.inner_scales, std::max(scale_rows(t) * dense_groups, most_rows * groups_of(s.moe_intermediate_size)));
 }
 
 DeviceMemoryBytes CudaBackend::device_memory() const {

@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <utility>
 
 #include "backend/backend.h"
 #include "backend/cuda/attention/attention.h"
@@ -25,8 +26,15 @@
 
 namespace manta::backend::cuda {
 
+// Inner values of an MLP: as many rows as there is room for.
+struct MlpScratch {
+  __nv_bfloat16 *gate_up = nullptr, *inner = nullptr;        // [rows, 2 I], [rows, I]
+  uint8_t *quantized = nullptr, *quantized_inner = nullptr;  // an input of a product in FP8, and inner likewise
+  float *scales = nullptr, *inner_scales = nullptr;
+};
+
 // What stages leave for each other inside one microbatch, and inner values of a stage.
-struct Scratch {
+struct Scratch : MlpScratch {
   __nv_bfloat16 *normed = nullptr, *normed_low = nullptr;  // [T, D]
   __nv_bfloat16* q_a = nullptr;                            // [T, q_lora_rank]
   __nv_bfloat16* q = nullptr;                              // [T, H * (nope + rope)]
@@ -39,10 +47,12 @@ struct Scratch {
   float *partial_out = nullptr, *partial_lse = nullptr;  // of rows in pieces
   float* gate_logits = nullptr;                          // [2 * gate_pieces(D), T, E]
   __nv_bfloat16* mtp_pair = nullptr;                     // [T, 2 D]
-  __nv_bfloat16 *gate_up = nullptr, *inner = nullptr;    // [rows, 2 I], [rows, I]: as many rows as there is room for
-  uint8_t *quantized = nullptr, *quantized_inner = nullptr;  // an input of a product in FP8, and inner likewise
-  float *scales = nullptr, *inner_scales = nullptr;
 };
+
+// Rows that a group of scales has room for: the copy engine takes 16 bytes at a time.
+inline int64_t scale_rows(int64_t num_rows) {
+  return (num_rows + 3) / 4 * 4;
+}
 
 // Into how many pieces of whole scale blocks the router's product is cut along k.
 inline int gate_pieces(int hidden_size) {
@@ -59,6 +69,13 @@ struct StageLane : CudaLane {
   // Small kernels that need not wait for each other run beside the stream, between fork and join.
   cudaStream_t side = nullptr;
   Event forked, joined;
+  // The shared expert runs beside everything from the router to merge, with inner values of its own, once the experts'
+  // norm has left its input: see route.
+  struct {
+    MlpScratch scratch;
+    Event input_made;
+    bool has_input = false;
+  } shared;
 };
 
 class CudaActivations : public Activations {
@@ -115,7 +132,7 @@ class CudaBackend : public Backend {
     const __nv_bfloat16* x = nullptr;
     int64_t stride = 0;
     const uint8_t* q = nullptr;
-    const float* scale = nullptr;
+    const float* scale = nullptr;  // of scale_rows(rows)
   };
   struct Output {
     void* data = nullptr;
@@ -141,6 +158,22 @@ class CudaBackend : public Backend {
   // Norm of rows [0, n): h is added up and left in residual. FP8 only where a consumer takes it.
   void add_norm(StageLane& lane, Hidden& h, int num_rows, const PackedWeight& norm, bool fp8, bool low,
                 __nv_bfloat16* out);
+  // What `calls` enqueue runs beside the stream, behind `after`, until join().
+  template <typename Calls>
+  void beside(StageLane& l, const Event& after, Calls&& calls) {
+    cudaStreamWaitEvent(l.side, after.get());
+    std::swap(l.stream, l.side);
+    calls();
+    std::swap(l.stream, l.side);
+    cudaEventRecord(l.joined.get(), l.side);
+  }
+  void join(StageLane& l) { cudaStreamWaitEvent(l.stream, l.joined.get()); }
+  template <typename Calls>
+  void with_shared_scratch(StageLane& l, Calls&& calls) {
+    std::swap(static_cast<MlpScratch&>(l.scratch), l.shared.scratch);
+    calls();
+    std::swap(static_cast<MlpScratch&>(l.scratch), l.shared.scratch);
+  }
   Operand quantized(StageLane& lane, const __nv_bfloat16* x, int64_t stride, int num_rows, int d);
   // Products with one input; the outputs of several weights of one shape stand side by side.
   void linear(StageLane& lane, const Operand& in, std::initializer_list<const MatrixWeight*> weights, int num_rows,

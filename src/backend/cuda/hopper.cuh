@@ -97,6 +97,15 @@ __device__ __forceinline__ uint64_t k_major(const void* p) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroup = uint64_t{1024 >> 4} << 32, kUnused = uint64_t{1} << 16;
   return kSwizzle128 | kGroup | kUnused | ((shared_address(p) & 0x3ffff) >> 4);
 }
+// The same in two steps: what differs between operands, in 32 bits, and the descriptor. Where the former comes from a
+// shuffle, the compiler keeps descriptors in uniform registers, where products want them; else it moves all their words
+// there one by one, which takes longer than to ask for a product.
+__device__ __forceinline__ uint32_t k_major_low(const void* p) {
+  return __shfl_sync(~0u, static_cast<uint32_t>(k_major(p)), 0);
+}
+__device__ __forceinline__ uint64_t k_major_of(uint32_t low) {
+  return k_major(nullptr) & 0xffffffff00000000 | low;
+}
 // The same memory as an operand whose rows ARE k and hold 64 bf16 columns; `column_step` bytes to the next 64 columns.
 __device__ __forceinline__ uint64_t rows_are_k(const void* p, int column_step) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroup = uint64_t{1024 >> 4} << 32;

@@ -1,5 +1,3 @@
-#include <utility>
-
 #include "backend/cuda/cuda_backend.h"
 
 namespace manta::backend::cuda {
@@ -17,13 +15,12 @@ void CudaBackend::attn_project(Lane& lane, const StepView& view, const AttnWeigh
   const int32_t* positions = view.positions.as<int32_t>();
   // The new cache rows, beside the queries.
   cudaEventRecord(l.forked.get(), l.stream);
-  cudaStreamWaitEvent(l.side, l.forked.get());
-  std::swap(l.stream, l.side);
-  linear(l, normed, {&matrix(w.kv_a_proj)}, t, {l.scratch.kv_a, width, true});
-  write_latents({l.scratch.kv_a, width, values(*w.kv_a_norm), positions, view.slot_mapping.as<int64_t>(), cos_, sin_,
-                 static_cast<__nv_bfloat16*>(cache.rows.data), s.rms_norm_eps, t, rope, latent},
-                l.stream);
-  std::swap(l.stream, l.side);
+  beside(l, l.forked, [&] {
+    linear(l, normed, {&matrix(w.kv_a_proj)}, t, {l.scratch.kv_a, width, true});
+    write_latents({l.scratch.kv_a, width, values(*w.kv_a_norm), positions, view.slot_mapping.as<int64_t>(), cos_, sin_,
+                   static_cast<__nv_bfloat16*>(cache.rows.data), s.rms_norm_eps, t, rope, latent},
+                  l.stream);
+  });
   if (s.q_lora_rank > 0) {
     linear(l, normed, {&matrix(w.q_a_proj)}, t, {l.scratch.q_a, s.q_lora_rank});
     const MatrixWeight& q_b = matrix(w.q_b_proj);
@@ -37,6 +34,7 @@ void CudaBackend::attn_project(Lane& lane, const StepView& view, const AttnWeigh
     if (takes_fp8(q_b)) {
       norm.out_fp8 = l.scratch.quantized_inner;  // the other one may still be read beside
       norm.out_scale = l.scratch.inner_scales;
+      norm.scale_stride = scale_rows(t);
     } else {
       norm.out = l.scratch.q_a;
       norm.out_stride = s.q_lora_rank;
@@ -47,7 +45,10 @@ void CudaBackend::attn_project(Lane& lane, const StepView& view, const AttnWeigh
   } else {
     linear(l, normed, {&matrix(w.q_proj)}, t, {l.scratch.q, heads * head});
   }
-  rope_queries({l.scratch.q, l.scratch.queries, positions, cos_, sin_, t, heads, nope, rope, latent}, l.stream);
+  cudaEventRecord(l.forked.get(), l.stream);
+  beside(l, l.forked, [&] {
+    rope_queries({l.scratch.q, l.scratch.queries, positions, cos_, sin_, t, heads, nope, rope, latent}, l.stream);
+  });
   const BlockGemm absorb = {.a = l.scratch.q,
                             .a_stride = heads * head,
                             .n = latent,
@@ -62,8 +63,7 @@ void CudaBackend::attn_project(Lane& lane, const StepView& view, const AttnWeigh
   const KvUpWeight& up = kv_up(w.kv_b_proj);
   const GemmWeight key_up = {up.key_up, nullptr, up.key_up_maps};
   block_gemm(absorb, &key_up, l.stream);
-  cudaEventRecord(l.joined.get(), l.side);
-  cudaStreamWaitEvent(l.stream, l.joined.get());
+  join(l);
 }
 
 void CudaBackend::attn_attend(Lane& lane, const StepView& view, const AttnWeights& w, const KvLayer& cache,

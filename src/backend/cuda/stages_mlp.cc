@@ -14,7 +14,8 @@ CudaBackend::Operand CudaBackend::quantized(StageLane& l, const __nv_bfloat16* x
                  .d = d,
                  .ue8m0 = shape_.fp8_scale_ue8m0,
                  .q = l.scratch.quantized,
-                 .scale = l.scratch.scales},
+                 .scale = l.scratch.scales,
+                 .scale_stride = scale_rows(num_rows)},
                 l.stream);
   return {x, stride, l.scratch.quantized, l.scratch.scales};
 }
@@ -28,6 +29,7 @@ void CudaBackend::linear(StageLane& l, const Operand& in, std::initializer_list<
   if (takes_fp8(w)) {
     g.a = in.q;
     g.a_scale = in.scale;
+    g.a_scale_stride = scale_rows(num_rows);
     g.a_stride = w.k;
   }
   g.w_fp8 = w.is_fp8;
@@ -62,6 +64,8 @@ void CudaBackend::add_norm(StageLane& l, Hidden& h, int num_rows, const PackedWe
   if (fp8) {
     a.out_fp8 = l.scratch.quantized;
     a.out_scale = l.scratch.scales;
+    a.scale_stride = scale_rows(num_rows);
+    a.quantize_out = low;  // the router's: its other consumers see out alone
   }
   add_rms_norm(a, l.stream);
   h.residual_valid = true;
@@ -74,6 +78,7 @@ void CudaBackend::mlp(StageLane& l, const Operand& in, const MlpWeights& w, int 
   if (takes_fp8(down)) {
     silu.out_fp8 = l.scratch.quantized_inner;
     silu.out_scale = l.scratch.inner_scales;
+    silu.scale_stride = scale_rows(num_rows);
   } else {
     silu.out = l.scratch.inner;
   }
@@ -104,7 +109,10 @@ void CudaBackend::route(Lane& lane, const StepView& view, int layer, const Packe
     }
   }
   auto* moe_input = static_cast<__nv_bfloat16*>(act.moe_input.data);
-  add_norm(l, h, t, norm, false, true, moe_input);
+  const bool shared = shape_.n_shared_experts > 0;
+  with_shared_scratch(l, [&] { add_norm(l, h, t, norm, shared && quantize_, true, moe_input); });
+  cudaEventRecord(l.shared.input_made.get(), l.stream);
+  l.shared.has_input = shared;
   // Few columns and a long k: k in pieces, each with logits of its own, which choose_experts adds up in order.
   const int d = shape_.hidden_size, pieces = gate_pieces(d);
   BlockGemm g = {.a = l.scratch.normed_low,
@@ -166,13 +174,22 @@ Status CudaBackend::attach_expert_map(const ep::ExpertMap& map) {
   return {};
 }
 
+// Beside the router, what the transport sends and the experts: merge waits for it. It needs the norm alone, which left
+// its input in FP8 too.
 void CudaBackend::shared_expert(Lane& lane, const StepView& view, const MlpWeights& w, Activations& act) {
   auto& l = static_cast<StageLane&>(lane);
-  const int d = shape_.hidden_size;
-  const auto* x = static_cast<const __nv_bfloat16*>(act.moe_input.data);
-  Operand in = {x, d};
-  if (takes_fp8(matrix(w.gate_proj))) in = quantized(l, x, d, view.num_tokens, d);
-  mlp(l, in, w, view.num_tokens, static_cast<__nv_bfloat16*>(act.shared_out.data));
+  with_shared_scratch(l, [&] {
+    const int d = shape_.hidden_size;
+    const auto* x = static_cast<const __nv_bfloat16*>(act.moe_input.data);
+    Operand in = {x, d, l.scratch.quantized, l.scratch.scales};
+    if (!l.shared.has_input) {  // called without route
+      if (takes_fp8(matrix(w.gate_proj))) in = quantized(l, x, d, view.num_tokens, d);
+      cudaEventRecord(l.shared.input_made.get(), l.stream);
+    }
+    l.shared.has_input = false;
+    beside(l, l.shared.input_made,
+           [&] { mlp(l, in, w, view.num_tokens, static_cast<__nv_bfloat16*>(act.shared_out.data)); });
+  });
 }
 
 // What one pass works on: rows [first_row, + num_rows) of the batch, or of each of some experts.
@@ -232,6 +249,7 @@ void CudaBackend::expert_window(StageLane& l, const ExpertWeights& weights, cons
   g.n = n;
   g.k = d;
   g.num_parts = 2;
+  g.a_scale_stride = scale_rows(inner_rows);
   g.a = hidden;
   g.a_stride = d;
   g.a_is_batch = true;
@@ -244,7 +262,8 @@ void CudaBackend::expert_window(StageLane& l, const ExpertWeights& weights, cons
                    .window = rows,
                    .plane = plane,
                    .q = l.scratch.quantized,
-                   .scale = l.scratch.scales},
+                   .scale = l.scratch.scales,
+                   .scale_stride = scale_rows(inner_rows)},
                   l.stream);
     g.a = l.scratch.quantized;
     g.a_scale = l.scratch.scales;
@@ -261,6 +280,7 @@ void CudaBackend::expert_window(StageLane& l, const ExpertWeights& weights, cons
   if (takes_fp8(w_down)) {
     silu.out_fp8 = l.scratch.quantized_inner;
     silu.out_scale = l.scratch.inner_scales;
+    silu.scale_stride = scale_rows(inner_rows);
     g.a = l.scratch.quantized_inner;
     g.a_scale = l.scratch.inner_scales;
   } else {
@@ -281,10 +301,11 @@ void CudaBackend::expert_window(StageLane& l, const ExpertWeights& weights, cons
 }
 
 void CudaBackend::merge(Lane& lane, const StepView& view, const Activations& act, Hidden& h) {
+  auto& l = static_cast<StageLane&>(lane);
   const bool shared = shape_.n_shared_experts > 0;
+  if (shared) join(l);
   merge_rows(act.combined.as<float>(), shared ? static_cast<const __nv_bfloat16*>(act.shared_out.data) : nullptr,
-             static_cast<__nv_bfloat16*>(h.hidden.data), int64_t{view.num_tokens} * shape_.hidden_size,
-             stream_of(lane));
+             static_cast<__nv_bfloat16*>(h.hidden.data), int64_t{view.num_tokens} * shape_.hidden_size, l.stream);
 }
 
 }  // namespace manta::backend::cuda

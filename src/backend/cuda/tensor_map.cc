@@ -33,13 +33,17 @@ CUtensorMap encode_map(const MapShape& s) {
                               static_cast<cuuint64_t>(s.planes)};
   const cuuint64_t strides[2] = {static_cast<cuuint64_t>(s.row_stride * s.elem_bytes),
                                  static_cast<cuuint64_t>(s.plane_stride * s.elem_bytes)};
-  const cuuint32_t box[3] = {static_cast<cuuint32_t>(128 / s.elem_bytes), static_cast<cuuint32_t>(s.box_rows),
-                             static_cast<cuuint32_t>(s.box_planes)};
+  const bool swizzled = s.box_columns == 0;
+  const cuuint32_t box[3] = {static_cast<cuuint32_t>(swizzled ? 128 / s.elem_bytes : s.box_columns),
+                             static_cast<cuuint32_t>(s.box_rows), static_cast<cuuint32_t>(s.box_planes)};
   const cuuint32_t steps[3] = {1, 1, 1};
   CUtensorMap map = {};
-  encoder(&map, s.elem_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, axes,
-          const_cast<void*>(s.data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-          CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto type = s.elem_bytes == 1   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                    : s.elem_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                        : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+  encoder(&map, type, axes, const_cast<void*>(s.data), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+          swizzled ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return map;
 }
 

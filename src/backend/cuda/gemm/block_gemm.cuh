@@ -213,7 +213,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kAFp8 ? Tile::kBlocks : 1)
 #pragma unroll
       for (int i = 0; i < Tile::kMT; ++i) {
 #pragma unroll
-        for (int e = 0; e < 2; ++e) next_a[i][e] = scale_a[i][e] != nullptr ? scale_a[i][e][kb] : 0.0f;
+        for (int e = 0; e < 2; ++e)
+          next_a[i][e] = scale_a[i][e] != nullptr ? scale_a[i][e][kb * g.a_scale_stride] : 0.0f;
       }
     }
   };
@@ -223,7 +224,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kAFp8 ? Tile::kBlocks : 1)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int row = m0 + warp_m + i * 16 + lane / 4 + 8 * e;
-        scale_a[i][e] = row < m ? g.a_scale + source_row(row) * num_k : nullptr;
+        scale_a[i][e] = row < m ? g.a_scale + source_row(row) : nullptr;
       }
     }
   }

@@ -1,4 +1,5 @@
-// C = A x W^T for every linear layer: A bf16 or FP8 with a scale per row and 128 of k, W [n, k] bf16 or FP8 with a
+// C = A x W^T for every linear layer: A bf16 or FP8 with a scale per row and 128 of k (those of one piece of k side by
+// side), W [n, k] bf16 or FP8 with a
 // scale per 128 x 128, sums in float32, scales applied to each 128 of k (as DeepSeek's kernels do). FP8 beside bf16
 // enters the tensor cores as the equal bf16; FP8 on both sides stays FP8. Products that wgmma and the copy engine can
 // do go to tile_gemm.h, the rest to mma.sync (block_gemm.cuh).
@@ -28,11 +29,17 @@ struct GemmWeight {
   const float* scale = nullptr;       // [ceil(n/128), ceil(k/128)], FP8 only
   const CUtensorMap* maps = nullptr;  // in device memory, one for each of kWeightBoxRows; null: none can be made
 };
-constexpr int kWeightBoxRows[] = {128, 96};
+constexpr int kWeightBoxRows[] = {128, 96, 192, 64, 32};
+constexpr int weight_map_index(int box_rows) {
+  int i = 0;
+  while (kWeightBoxRows[i] != box_rows) ++i;
+  return i;
+}
 
 struct BlockGemm {
   const void* a = nullptr;         // [m, k]
-  const float* a_scale = nullptr;  // [m, ceil(k/128)]: a is FP8
+  const float* a_scale = nullptr;  // [ceil(k/128), a_scale_stride]: a is FP8
+  int64_t a_scale_stride = 0;      // a multiple of 4, at least as many as A has rows
   int64_t a_stride = 0;
   bool w_fp8 = false;
   int n = 0;

@@ -33,6 +33,17 @@ MapShape shape_of_a(const BlockGemm& g, bool grouped) {
           .box_rows = kABoxRows};
 }
 
+// Groups of scales below each other: a box is one group of a row tile, from a multiple of 16 bytes on.
+MapShape scales_of_a(const BlockGemm& g, bool grouped) {
+  return {.data = g.a_scale,
+          .elem_bytes = sizeof(float),
+          .columns = rows_of_a(g, grouped),
+          .rows = (g.k + 127) / 128,
+          .row_stride = g.a_scale_stride,
+          .box_rows = 1,
+          .box_columns = kScaleBox};
+}
+
 int pieces_of(const BlockGemm& g) {
   return is_fp8(g) ? (g.k + 127) / 128 : (g.k + 63) / 64;
 }
@@ -45,15 +56,15 @@ int count_tiles(const BlockGemm& g, bool grouped, const TileChoice& c) {
   return row_tiles * ((g.n + c.columns - 1) / c.columns) * g.num_parts * g.num_batches;
 }
 
-// Clock cycles, roughly: rounds of tiles times the slowest of tensor cores, L2 and DRAM for a piece.
+// Clock cycles, roughly: rounds of tiles times the slowest of the warpgroups, L2 and DRAM for a piece.
 double cost_of(const BlockGemm& g, bool grouped, const TileChoice& c) {
   constexpr double kL2 = 45, kDram = 2240;  // bytes a cycle: of a multiprocessor, of the device
   const int tiles = count_tiles(g, grouped, c), room = room_for(c.split);
   const double rounds = (tiles + room - 1) / room, busy = min(tiles, room) * c.split;
-  const double products = 600 + 2 * c.columns;  // as measured
+  const double products = c.columns > 128 ? 1220 : 410 + 3 * c.columns;  // as measured
   const double l2 = (c.rows + c.columns) * double{kPieceBytes} / kL2;
   const double dram = c.columns * double{kPieceBytes} * busy / kDram;
-  return rounds * (pieces_of(g) / c.split * max(products, max(l2, dram)) + 1000) + (c.split > 1 ? 3000 : 0);
+  return rounds * (pieces_of(g) / c.split * max(products, max(l2, dram)) + 1000) + (c.split > 1 ? 4500 : 0);
 }
 
 template <typename Config, bool kGrouped>
@@ -63,7 +74,7 @@ int launch(const BlockGemm& g, const GemmWeight* weights, const TileChoice& choi
   const int num_weights = g.num_parts * (kGrouped ? g.groups.num_groups : 1);
   for (int i = 0; i < num_weights; ++i) l.weights[i] = weights[i];
   l.a_map = encode_map(shape_of_a(g, kGrouped));
-  l.a_limit = rows_of_a(g, kGrouped);
+  if (Config::kFp8) l.a_scale_map = encode_map(scales_of_a(g, kGrouped));
   l.num_pieces = pieces_of(g);
   l.split = choice.split;
   l.m_band = 8 / Config::kRowTiles;
@@ -85,8 +96,13 @@ int launch(const BlockGemm& g, const GemmWeight* weights, const TileChoice& choi
 
 template <bool kGrouped>
 int launch_fp8(const BlockGemm& g, const GemmWeight* weights, const TileChoice& c, cudaStream_t stream) {
-  return c.columns == 96 ? launch<TileConfig<true, 1, 96>, kGrouped>(g, weights, c, stream)
-                         : launch<TileConfig<true, 1, 128>, kGrouped>(g, weights, c, stream);
+  if (c.columns == 192) return launch<TileConfig<true, 1, 192>, kGrouped>(g, weights, c, stream);
+  if (c.columns == 128) return launch<TileConfig<true, 1, 128>, kGrouped>(g, weights, c, stream);
+  if constexpr (!kGrouped) {
+    if (c.columns == 64) return launch<TileConfig<true, 1, 64>, false>(g, weights, c, stream);
+    if (c.columns == 32) return launch<TileConfig<true, 1, 32>, false>(g, weights, c, stream);
+  }
+  return launch<TileConfig<true, 1, 96>, kGrouped>(g, weights, c, stream);
 }
 
 template <typename Config, bool kGrouped>
@@ -123,6 +139,7 @@ bool tile_gemm_takes(const BlockGemm& g, const GemmWeight* weights, bool grouped
     return false;
   }
   if (g.num_batches > 1 && g.k % (fp8 ? 128 : 64) != 0) return false;
+  if (fp8 && !can_map(scales_of_a(g, grouped))) return false;
   return can_map(shape_of_a(g, grouped));
 }
 
@@ -130,8 +147,8 @@ TileChoice choose_tiles(const BlockGemm& g, bool grouped) {
   TileChoice best;
   double least = 0;
   const bool tall = !is_fp8(g) && g.m > 128;
-  for (const int columns : {128, 96}) {
-    if (!is_fp8(g) && columns == 96) continue;
+  for (const int columns : {192, 128, 96, 64, 32}) {
+    if (columns != 128 && (!is_fp8(g) || (grouped && columns < 96))) continue;
     for (const int split : {1, 2, 4}) {
       const TileChoice c = {tall ? 256 : 128, columns, split};
       // A tile that is shared along k is a block's only one.
@@ -157,7 +174,9 @@ void tile_gemm(const BlockGemm& g, const GemmWeight* weights, bool grouped, cons
 }
 
 int prepare_tile_gemm() {
-  for (const auto one : {prepare<TileConfig<true, 1, 128>, false>, prepare<TileConfig<true, 1, 96>, false>,
+  for (const auto one : {prepare<TileConfig<true, 1, 192>, false>, prepare<TileConfig<true, 1, 128>, false>,
+                         prepare<TileConfig<true, 1, 96>, false>, prepare<TileConfig<true, 1, 64>, false>,
+                         prepare<TileConfig<true, 1, 32>, false>, prepare<TileConfig<true, 1, 192>, true>,
                          prepare<TileConfig<true, 1, 128>, true>, prepare<TileConfig<true, 1, 96>, true>,
                          prepare<TileConfig<false, 1, 128>, false>, prepare<TileConfig<false, 2, 128>, false>}) {
     if (const int code = one(); code != 0) return code;

@@ -8,15 +8,16 @@
 namespace manta::backend::cuda {
 
 constexpr int kPieceBytes = 128, kABoxRows = 128;
+// Scales of the rows of a tile; those of a group may start anywhere, copies at every fourth.
+constexpr int kScaleBox = kABoxRows + 4, kScaleStage = 160;
 constexpr int kConsumers = 256, kTileThreads = 384;
 
 struct TileLaunch {
   BlockGemm g;
-  CUtensorMap a_map;
-  int num_pieces = 0;   // of k
-  int split = 1;        // blocks that share a tile: a cluster
-  int m_band = 1;       // row tiles that are walked together, so that W and A stay in L2
-  int64_t a_limit = 0;  // rows of A
+  CUtensorMap a_map, a_scale_map;
+  int num_pieces = 0;  // of k
+  int split = 1;       // blocks that share a tile: a cluster
+  int m_band = 1;      // row tiles that are walked together, so that W and A stay in L2
   bool wide_store = false;
   GemmWeight weights[kMaxTileWeights];
 };
@@ -29,8 +30,11 @@ struct TileConfig {
   static constexpr int kPieceK = kFp8 ? 128 : 64, kElemBytes = kFp8 ? 1 : 2;
   static constexpr int kABytes = kBM * kPieceBytes, kWBytes = kBN * kPieceBytes;
   static constexpr int kStages = 200 * 1024 / (kABytes + kWBytes);
-  static constexpr int kScales = kBN == 128 ? 1 : kBN / 32;  // of W: tiles that start inside a block see two
-  static constexpr int kSumStride = kBN + 8;                 // floats, off the banks' period
+  // Columns that share a scale of W: tiles that start inside a block see two blocks.
+  static constexpr int kScaleColumns = kBN == 96 ? 32 : kBN == 192 ? 64 : kBN;
+  static constexpr int kScales = kBN / kScaleColumns;
+  static constexpr bool kTwoDeep = kFp8 && kBN <= 128;  // products of which one is added up while the next runs
+  static constexpr int kSumStride = kBN + 8;            // floats, off the banks' period
 };
 
 template <typename Config>
@@ -38,7 +42,7 @@ struct TileShared {
   uint8_t a[Config::kStages][Config::kABytes];
   uint8_t w[Config::kStages][Config::kWBytes];
   uint8_t out[kConsumers / 32][16 * 64];  // a warp's 16 rows x 32 bf16
-  float scale_a[Config::kStages][Config::kBM];
+  alignas(128) float scale_a[Config::kStages][kScaleStage];
   float scale_w[Config::kStages][4];
   uint64_t full[Config::kStages], empty[Config::kStages];
 };

@@ -75,7 +75,6 @@ __global__ void __launch_bounds__(kNormThreads) add_rms_norm_kernel(const __grid
   }
   const float mean = block_sum(square, scratch) / static_cast<float>(a.d);
   const float factor = 1.0f / sqrtf(mean + a.eps);
-  const int num_groups = (a.d + kScaleBlock - 1) / kScaleBlock;
   for (int first = 0; first < a.d; first += kChunk * kNormThreads) {  // whole warps: groups meet in shuffles
     const int c = first + kChunk * threadIdx.x;
     const bool there = c < a.d;
@@ -99,7 +98,12 @@ __global__ void __launch_bounds__(kNormThreads) add_rms_norm_kernel(const __grid
       }
     }
     if (a.out_fp8 != nullptr) {
-      quantize_chunk(v, there, a.ue8m0, a.out_fp8 + row * a.d + c, a.out_scale + row * num_groups + c / kScaleBlock);
+      if (a.quantize_out) {
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) v[i] = __bfloat162float(__float2bfloat16_rn(v[i]));
+      }
+      quantize_chunk(v, there, a.ue8m0, a.out_fp8 + row * a.d + c,
+                     a.out_scale + c / kScaleBlock * a.scale_stride + row);
     }
   }
 }
@@ -115,12 +119,11 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const __grid_constan
   if (!is_filled(a.window, row)) return;
   const WindowRows& w = a.window;
   const int64_t from = w.first + (w.plane_rows > 0 ? row / w.plane_rows * a.plane + row % w.plane_rows : row);
-  const int num_groups = (a.d + kScaleBlock - 1) / kScaleBlock;
   const int c = (blockIdx.y * kThreads + threadIdx.x) * kChunk;
   const bool there = c < a.d;
   float v[kChunk] = {};
   if (there) load_chunk(a.x + from * a.x_stride + c, v);
-  quantize_chunk(v, there, a.ue8m0, a.q + row * a.d + c, a.scale + row * num_groups + c / kScaleBlock);
+  quantize_chunk(v, there, a.ue8m0, a.q + row * a.d + c, a.scale + c / kScaleBlock * a.scale_stride + row);
 }
 
 __device__ float silu(float x) {
@@ -130,7 +133,6 @@ __device__ float silu(float x) {
 __global__ void __launch_bounds__(kThreads) silu_kernel(const __grid_constant__ SiluMultiply a) {
   const int64_t row = blockIdx.x;
   if (!is_filled(a.window, row)) return;
-  const int num_groups = (a.n + kScaleBlock - 1) / kScaleBlock;
   const int c = (blockIdx.y * kThreads + threadIdx.x) * kChunk;
   const bool there = c < a.n;
   float v[kChunk] = {};
@@ -143,7 +145,7 @@ __global__ void __launch_bounds__(kThreads) silu_kernel(const __grid_constant__ 
     if (a.out != nullptr) store_chunk(a.out + row * a.n + c, v);
   }
   if (a.out_fp8 == nullptr) return;
-  quantize_chunk(v, there, a.ue8m0, a.out_fp8 + row * a.n + c, a.out_scale + row * num_groups + c / kScaleBlock);
+  quantize_chunk(v, there, a.ue8m0, a.out_fp8 + row * a.n + c, a.out_scale + c / kScaleBlock * a.scale_stride + row);
 }
 
 __global__ void __launch_bounds__(kThreads) embed_kernel(const bf16* table, const int32_t* ids, int d, bf16* out) {

@@ -10,7 +10,8 @@
 namespace manta::backend::cuda {
 
 // For row i: x = hidden[source row] (+ residual[source row]); residual = x where asked for; y = x / rms(x) * gain, in
-// float32 from the unrounded sum. Outputs that are null are not made. FP8: e4m3 with a scale per 128 columns.
+// float32 from the unrounded sum. Outputs that are null are not made. FP8: e4m3 with a scale per 128 columns, the
+// scales of one group of columns side by side, as the copy engine takes them.
 struct AddRmsNorm {
   const __nv_bfloat16* hidden = nullptr;  // [*, d]
   int64_t hidden_stride = 0;
@@ -25,7 +26,9 @@ struct AddRmsNorm {
   __nv_bfloat16* out_low = nullptr;  // what rounding took from out, rounded itself; same stride
   int64_t out_stride = 0;
   uint8_t* out_fp8 = nullptr;  // [num_rows, d]
-  float* out_scale = nullptr;  // [num_rows, ceil(d / 128)]
+  float* out_scale = nullptr;  // [ceil(d / 128), scale_stride]
+  int64_t scale_stride = 0;
+  bool quantize_out = false;  // FP8 of what stands in out, else of the unrounded values
   bool ue8m0 = false;
 };
 void add_rms_norm(const AddRmsNorm& a, cudaStream_t stream);
@@ -38,7 +41,7 @@ struct WindowRows {
   const int32_t* counts = nullptr;
 };
 
-// q [num_rows, d], scale [num_rows, ceil(d/128)] = x; `plane` rows of x between two planes of the window.
+// q [num_rows, d], scale [ceil(d/128), scale_stride] = x; `plane` rows of x between two planes of the window.
 struct QuantizeRows {
   const __nv_bfloat16* x = nullptr;
   int64_t x_stride = 0;
@@ -49,6 +52,7 @@ struct QuantizeRows {
   int64_t plane = 0;
   uint8_t* q = nullptr;
   float* scale = nullptr;
+  int64_t scale_stride = 0;
 };
 void quantize_rows(const QuantizeRows& a, cudaStream_t stream);
 
@@ -69,6 +73,7 @@ struct SiluMultiply {
   __nv_bfloat16* out = nullptr;
   uint8_t* out_fp8 = nullptr;
   float* out_scale = nullptr;
+  int64_t scale_stride = 0;
   bool ue8m0 = false;
 };
 void silu_multiply(const SiluMultiply& a, cudaStream_t stream);

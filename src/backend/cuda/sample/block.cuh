@@ -7,8 +7,12 @@ namespace manta::backend::cuda {
 
 constexpr int kSampleThreads = 1024;
 constexpr int kSampleWarps = kSampleThreads / 32;
+constexpr int kMostCandidates = 2048;
 
 struct SampleShared {
+  // Tokens that may still be drawn, in any order; fewer than none: all of the vocabulary may.
+  int num_candidates;
+  int candidate[kMostCandidates];
   unsigned long long bins[256];
   unsigned long long total;
   double score[kSampleWarps];

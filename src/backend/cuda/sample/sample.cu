@@ -114,13 +114,23 @@ struct Cut {
   }
 };
 
+// f(id) for the tokens of this thread that may still be drawn.
+template <typename F>
+__device__ __forceinline__ void for_each_candidate(const Row& r, F&& f) {
+  if (r.s.num_candidates < 0) {
+    for (int i = threadIdx.x; i < r.a.vocab_size; i += kSampleThreads) f(i);
+  } else {
+    for (int i = threadIdx.x; i < r.s.num_candidates; i += kSampleThreads) f(r.s.candidate[i]);
+  }
+}
+
 // Of the tokens that `kept` leaves and whose key is `key`, the first `count` by id.
 __device__ uint32_t cut_ids(const Row& r, const Cut& kept, uint32_t key, unsigned long long count) {
   unsigned long long above;
   return find_cut(count, above, r.s, [&](auto&& item) {
-    for (int i = threadIdx.x; i < r.a.vocab_size; i += kSampleThreads) {
+    for_each_candidate(r, [&](int i) {
       if (ordered(r.z[i]) == key && kept.keeps(r.z[i], i)) item(~static_cast<uint32_t>(i), 1);
-    }
+    });
   });
 }
 
@@ -128,22 +138,40 @@ __device__ unsigned long long mass_of(float z) {
   return static_cast<unsigned long long>(static_cast<double>(exact_exp(z)) * 0x1p44);
 }
 
-__device__ void keep_top_k(const Row& r, Cut& cut) {
+// Tokens below `lowest` are out: the rest fit in shared memory unless many are alike.
+__device__ void gather_candidates(const Row& r, float lowest) {
+  SampleShared& s = r.s;
+  __shared__ int count;
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+#pragma unroll 4
+  for (int i = threadIdx.x; i < r.a.vocab_size; i += kSampleThreads) {
+    if (r.z[i] < lowest) continue;
+    const int at = atomicAdd(&count, 1);
+    if (at < kMostCandidates) s.candidate[at] = i;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) s.num_candidates = count <= kMostCandidates ? count : -1;
+  __syncthreads();
+}
+
+__device__ void keep_top_k(const Row& r, float max_of_thread, Cut& cut) {
   unsigned long long above;
   if (r.p.top_k <= kSampleThreads) {
     // At least top_k tokens reach the top_k-th largest of the threads' maxima: nothing below it needs to be looked at.
-    float mine = kMasked;
-    for (int i = threadIdx.x; i < r.a.vocab_size; i += kSampleThreads) mine = fmaxf(mine, r.z[i]);
     const uint32_t key = find_cut(r.p.top_k, above, r.s, [&](auto&& item) {
-      if (mine > kMasked) item(ordered(mine), 1);
+      if (max_of_thread > kMasked) item(ordered(max_of_thread), 1);
     });
-    if (key != 0) cut.lowest = fmaxf(cut.lowest, unordered(key));
+    if (key != 0) {
+      cut.lowest = fmaxf(cut.lowest, unordered(key));
+      gather_candidates(r, cut.lowest);
+    }
   }
   const Cut before = cut;
   const uint32_t key = find_cut(r.p.top_k, above, r.s, [&](auto&& item) {
-    for (int i = threadIdx.x; i < r.a.vocab_size; i += kSampleThreads) {
+    for_each_candidate(r, [&](int i) {
       if (before.keeps(r.z[i], i)) item(ordered(r.z[i]), 1);
-    }
+    });
   });
   if (key == 0) return;  // fewer than top_k are there
   cut.id_key = cut_ids(r, before, key, r.p.top_k - above);
@@ -154,11 +182,11 @@ __device__ void keep_top_k(const Row& r, Cut& cut) {
 __device__ void keep_top_p(const Row& r, Cut& cut) {
   const Cut before = cut;
   const auto masses = [&](auto&& item) {
-    for (int i = threadIdx.x; i < r.a.vocab_size; i += kSampleThreads) {
-      if (!before.keeps(r.z[i], i)) continue;
+    for_each_candidate(r, [&](int i) {
+      if (!before.keeps(r.z[i], i)) return;
       const unsigned long long mass = mass_of(r.z[i]);
       if (mass > 0) item(ordered(r.z[i]), mass);
-    }
+    });
   };
   if (threadIdx.x == 0) r.s.total = 0;
   __syncthreads();
@@ -182,25 +210,42 @@ __device__ void keep_top_p(const Row& r, Cut& cut) {
 __device__ int draw(const Row& r, const float* x, int likeliest) {
   const SlotSampling& p = r.p;
   const float max = x[likeliest];
+  if (threadIdx.x == 0) r.s.num_candidates = -1;
   __syncthreads();
-  for (int i = threadIdx.x; i < r.a.vocab_size; i += kSampleThreads) r.z[i] = __fdiv_rn(x[i] - max, p.temperature);
+  float max_of_thread = kMasked;
+  constexpr int kAtOnce = 4;  // loads before a store: x may be z itself
+  for (int first = threadIdx.x; first < r.a.vocab_size; first += kAtOnce * kSampleThreads) {
+    float v[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int i = first + j * kSampleThreads;
+      v[j] = i < r.a.vocab_size ? x[i] : kMasked;
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int i = first + j * kSampleThreads;
+      if (i >= r.a.vocab_size) break;
+      r.z[i] = __fdiv_rn(v[j] - max, p.temperature);
+      max_of_thread = fmaxf(max_of_thread, r.z[i]);
+    }
+  }
   __syncthreads();
   Cut cut;
   if (p.has_min_p) cut.lowest = p.log_min_p;
-  if (p.top_k > 0 && p.top_k < r.a.vocab_size) keep_top_k(r, cut);
+  if (p.top_k > 0 && p.top_k < r.a.vocab_size) keep_top_k(r, max_of_thread, cut);
   if (p.top_p < 1.0f) keep_top_p(r, cut);
   const double max_gumbel = -log(-log(1.0 - 0x1p-33));
   double best = gumbel(p.seed, r.length, likeliest);
   int best_id = likeliest;
-  for (int i = threadIdx.x; i < r.a.vocab_size; i += kSampleThreads) {
+  for_each_candidate(r, [&](int i) {
     const float z = r.z[i];
-    if (z + max_gumbel < best || !cut.keeps(z, i)) continue;
+    if (z + max_gumbel < best || !cut.keeps(z, i)) return;
     const double score = z + gumbel(p.seed, r.length, i);
     if (score > best || (score == best && i < best_id)) {
       best = score;
       best_id = i;
     }
-  }
+  });
   for (int d = 16; d > 0; d /= 2) {
     const double other = __shfl_xor_sync(~0u, best, d);
     const int other_id = __shfl_xor_sync(~0u, best_id, d);
@@ -233,6 +278,7 @@ __device__ int choose(const Row& r, const float* logits) {
   float best = kMasked;
   int best_id = INT_MAX;
   bool finite = true;
+#pragma unroll 4
   for (int i = threadIdx.x; i < r.a.vocab_size; i += kSampleThreads) {
     const float x = logits[i];
     finite = finite && isfinite(x);
