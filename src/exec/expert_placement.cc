@@ -23,9 +23,14 @@ int ExpertPlacement::num_slots(int num_there) const {
   return ep::slots_with(whole_, parts_.size, num_there);
 }
 
-ep::ExpertMap& ExpertPlacement::whole() {
-  if (is_whole()) whole_ = map_;
-  return whole_;
+Result<ep::ExpertMap*> ExpertPlacement::whole() {
+  if (is_whole()) {
+    whole_ = map_;
+  } else if (rearranged_) {
+    MANTA_ASSIGN(whole_, ep::map_of_reunion(whole_, parts_.size, there_, map_));
+  }
+  rearranged_ = false;
+  return &whole_;
 }
 
 Status ExpertPlacement::adopt(const std::vector<int>& there, Epoch epoch) {
@@ -42,7 +47,7 @@ Status ExpertPlacement::adopt(const std::vector<int>& there, Epoch epoch) {
     for (int slot = 0; slot < num_local; ++slot) {
       if (held_[layer][slot] == wanted[slot]) continue;
       MANTA_ASSIGN(backend::MlpWeights weights, parts_.load(layer, wanted[slot]));
-      put({layer, slot, wanted[slot]}, std::move(weights));
+      take(layer, slot, wanted[slot], std::move(weights));
       ++num_loaded;
     }
   }
@@ -57,8 +62,13 @@ Status ExpertPlacement::adopt(const std::vector<int>& there, Epoch epoch) {
 }
 
 void ExpertPlacement::put(const ep::ExpertMove& move, backend::MlpWeights weights) {
-  held_[move.layer][move.slot] = move.logical;
-  parts_.put(move.layer, move.slot, std::move(weights));
+  rearranged_ = true;
+  take(move.layer, move.slot, move.logical, std::move(weights));
+}
+
+void ExpertPlacement::take(int layer, int slot, int32_t logical, backend::MlpWeights weights) {
+  held_[layer][slot] = logical;
+  parts_.put(layer, slot, std::move(weights));
 }
 
 }  // namespace manta::exec

@@ -29,7 +29,7 @@ class ExpertPlacement {
   // Slots of a rank when so many are there.
   int num_slots(int num_there) const;
   // The placement to return to when nobody is missing. Rearranging experts changes the map, and this with it.
-  ep::ExpertMap& whole();
+  Result<ep::ExpertMap*> whole();
   // The group's ranks are these, ascending, and whole() is what they agreed on: loads what this rank lacks. On an error
   // the map is not valid for any step, and a later call goes on from what is held.
   Status adopt(const std::vector<int>& there, Epoch epoch);
@@ -38,11 +38,13 @@ class ExpertPlacement {
 
  private:
   bool is_whole() const { return static_cast<int>(there_.size()) == parts_.size; }
+  void take(int layer, int slot, int32_t logical, backend::MlpWeights weights);
 
   ep::ExpertMap& map_;
   const Parts parts_;
   ep::ExpertMap whole_;
   std::vector<int> there_;                  // ranks that map_ is for
+  bool rearranged_ = false;                 // since adopt()
   std::vector<std::vector<int32_t>> held_;  // [layers][local slots] logical expert, -1: none
 };
 
