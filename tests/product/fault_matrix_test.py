@@ -34,7 +34,7 @@ SHORT = {("engine", "kill", "rearranging"), ("engine", "stop 3 s", "decode"), ("
 
 def texts_of(phase):
     if phase == "prefill":
-        return [f"{i}: " + "what is to be computed here takes several steps, " * 8 for i in range(24)]
+        return [f"{i}: " + "what is to be computed here takes several steps, " * 8 for i in range(64)]
     return prompts(16)
 
 
