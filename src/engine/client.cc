@@ -45,6 +45,7 @@ struct Peer {
   std::string stage = "idle";
   bool busy = false;
   std::shared_ptr<const ExpertReport> experts;
+  StepTimes step_times{};
 
   bool takes_requests() const { return welcome.has_value() && !draining && member.state == cluster::State::kReady; }
 };
@@ -165,6 +166,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
       v.stage = peer->stage;
       v.busy = peer->busy;
       v.experts = peer->experts;
+      v.step_times = peer->step_times;
       if (peer->welcome) v.kv_transfer = peer->welcome->kv_transfer;
       views.push_back(std::move(v));
     }
@@ -422,6 +424,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     peer.layer = report.layer;
     peer.stage = std::move(report.stage);
     peer.busy = report.busy;
+    std::copy(report.step_times.begin(), report.step_times.end(), peer.step_times.begin());
     if (report.experts.num_layers > 0) {
       peer.experts = std::make_shared<const ExpertReport>(std::move(report.experts));
     }
