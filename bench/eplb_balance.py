@@ -1,6 +1,6 @@
 """What rearranging experts does to balance and to steps, with real processes and a skewed, repeated replay.
 
-    .deps/venv/bin/python bench/eplb_balance.py [RANKS=4] [REQUESTS=48] [ROUNDS=24]
+    .deps/venv/bin/python bench/eplb_balance.py [RANKS=4] [REQUESTS=48] [ROUNDS=24] [TOKENS=48]
 
 The same requests (two texts, many times: some experts get most tokens) run round after round against three deployments:
 one whose experts never move (min_gain 1) and one that rearranges every 48 steps, for steps under movement; and one whose
@@ -23,10 +23,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests/prod
 import httpx
 from deployment import Deployment, metric, wait_until
 
-RANKS, REQUESTS, ROUNDS = (int(a) for a in (sys.argv[1:] + ["4", "48", "24"][len(sys.argv) - 1:]))
+RANKS, REQUESTS, ROUNDS, TOKENS = (int(a) for a in (sys.argv[1:] + ["4", "48", "24", "48"][len(sys.argv) - 1:]))
 TEXTS = ["What is 17 plus 25?", "Name three rivers."]
-TOKENS = 48
-ALWAYS, SELDOM = 48, 8 * 48  # steps between rearrangements
+ALWAYS, SELDOM = 48, 8 * TOKENS  # steps between rearrangements
 
 
 def flags(min_gain, interval):

@@ -16,8 +16,10 @@ std::string describe(const Member& m) {
 }
 
 std::string describe(const Where& w) {
-  return w.layer < 0 ? fmt::format("step {}, stage {}", w.step, w.stage)
-                     : fmt::format("step {}, layer {}, stage {}", w.step, w.layer, w.stage);
+  // A step without rows of its own, for the other ranks, has no number.
+  const std::string step = w.step > 0 ? fmt::format("step {}", w.step) : w.layer < 0 ? "no step" : "dummy step";
+  return w.layer < 0 ? fmt::format("{}, stage {}", step, w.stage)
+                     : fmt::format("{}, layer {}, stage {}", step, w.layer, w.stage);
 }
 
 double seconds(std::chrono::steady_clock::duration d) {
