@@ -81,9 +81,11 @@ Status Deployment::find_addresses() {
   if (!s.socket_ifname && s.enable_expert_parallel) {
     MANTA_ASSIGN(s.socket_ifname, cluster::interface_of_address(engine_host_));
   }
-  spdlog::info("{} load balancing, ranks {} to {} of {} here, coordinator {}, this node {}", to_string(plan_.balancing),
-               plan_.first_rank, plan_.first_rank + plan_.num_ranks - 1, s.data_parallel_size, coordinator_,
-               engine_host_);
+  const std::string here = plan_.num_ranks > 0
+                               ? fmt::format("ranks {} to {}", plan_.first_rank, plan_.first_rank + plan_.num_ranks - 1)
+                               : std::string("no rank");
+  spdlog::info("{} load balancing, {} of {} here, coordinator {}, this node {}", to_string(plan_.balancing), here,
+               s.data_parallel_size, coordinator_, engine_host_);
   if (!plan_.engines_on_tcp) engine_host_.clear();
   return {};
 }
