@@ -26,10 +26,9 @@ int ExpertPlacement::num_slots(int num_there) const {
 Result<ep::ExpertMap*> ExpertPlacement::whole() {
   if (is_whole()) {
     whole_ = map_;
-  } else if (rearranged_) {
+  } else if (!there_.empty() && map_.physical_to_logical != adopted_) {
     MANTA_ASSIGN(whole_, ep::map_of_reunion(whole_, parts_.size, there_, map_));
   }
-  rearranged_ = false;
   return &whole_;
 }
 
@@ -47,7 +46,7 @@ Status ExpertPlacement::adopt(const std::vector<int>& there, Epoch epoch) {
     for (int slot = 0; slot < num_local; ++slot) {
       if (held_[layer][slot] == wanted[slot]) continue;
       MANTA_ASSIGN(backend::MlpWeights weights, parts_.load(layer, wanted[slot]));
-      take(layer, slot, wanted[slot], std::move(weights));
+      put({layer, slot, wanted[slot]}, std::move(weights));
       ++num_loaded;
     }
   }
@@ -58,17 +57,13 @@ Status ExpertPlacement::adopt(const std::vector<int>& there, Epoch epoch) {
   there_ = there;
   map_ = is_whole() ? whole_ : std::move(target);  // with room for the replicas of any rearrangement
   map_.epoch = epoch;
+  adopted_ = map_.physical_to_logical;
   return {};
 }
 
 void ExpertPlacement::put(const ep::ExpertMove& move, backend::MlpWeights weights) {
-  rearranged_ = true;
-  take(move.layer, move.slot, move.logical, std::move(weights));
-}
-
-void ExpertPlacement::take(int layer, int slot, int32_t logical, backend::MlpWeights weights) {
-  held_[layer][slot] = logical;
-  parts_.put(layer, slot, std::move(weights));
+  held_[move.layer][move.slot] = move.logical;
+  parts_.put(move.layer, move.slot, std::move(weights));
 }
 
 }  // namespace manta::exec

@@ -38,13 +38,12 @@ class ExpertPlacement {
 
  private:
   bool is_whole() const { return static_cast<int>(there_.size()) == parts_.size; }
-  void take(int layer, int slot, int32_t logical, backend::MlpWeights weights);
 
   ep::ExpertMap& map_;
   const Parts parts_;
   ep::ExpertMap whole_;
   std::vector<int> there_;                  // ranks that map_ is for
-  bool rearranged_ = false;                 // since adopt()
+  std::vector<int32_t> adopted_;            // what map_ began as
   std::vector<std::vector<int32_t>> held_;  // [layers][local slots] logical expert, -1: none
 };
 
