@@ -1,9 +1,11 @@
 // How much of the expert transport's latency d a step in two microbatches hides, with the delay transport under one
 // rank: rows stay invisible for d after each start, and the wait takes no CPU. Baseline, in the same run: the same
 // steps with the same delay, whole. A whole step waits 2 d a MoE layer; what a split step takes longer than a split one
-// without delay is what it did not hide. The fastest of the repeats counts.
+// without delay is what it did not hide. d is given in parts of what a microbatch computes in one MoE layer: the
+// difference between models of LAYERS and of half as many. The last combine of a step finds nothing to run under, which
+// counts the less, the more layers there are. Weights are dummies. The fastest of the repeats counts.
 //
-//   ./dev bench dbo_overlap [MODEL=models/tiny-v3] [TOKENS=1024] [REPEATS=30]
+//   ./dev bench dbo_overlap [MODEL=models/tiny-v3] [TOKENS=512] [REPEATS=30] [LAYERS=17]
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -26,7 +28,7 @@ constexpr int kPromptLength = 64;
 
 struct Bench {
   std::string model = "models/tiny-v3";
-  int num_tokens = 1024, repeats = 30;
+  int num_tokens = 512, repeats = 30, layers = 17;
 };
 
 template <class T>
@@ -39,9 +41,11 @@ T must(Result<T> result) {
 // One rank whose rows take `delay` each way; its fastest steps so far.
 class Rank {
  public:
-  Rank(const Bench& bench, std::chrono::microseconds delay) : delay(delay), num_tokens_(bench.num_tokens) {
+  Rank(const Bench& bench, int layers, std::chrono::microseconds delay) : delay(delay), num_tokens_(bench.num_tokens) {
     exec::LocalExecutorOptions options;
     options.model = bench.model;
+    options.hf_overrides = fmt::format(R"({{"num_hidden_layers":{}}})", layers);
+    options.load_format = "dummy";
     options.backend.num_threads = 1;  // a wait leaves a core idle, never a helper thread busy
     options.max_num_batched_tokens = bench.num_tokens;
     options.max_num_seqs = bench.num_tokens / kPromptLength;
@@ -99,20 +103,22 @@ void run_all(std::vector<Rank>& ranks, int repeats) {
 }
 
 int run(const Bench& bench) {
-  constexpr int kNumMoeLayers = 4;  // of models/tiny-v3
-  std::vector<Rank> first;
-  first.emplace_back(bench, std::chrono::microseconds(0));
-  run_all(first, 5);
-  // What another microbatch computes in one layer: all that can hide a wait.
-  const double microbatch = first[0].whole_us / kNumMoeLayers / 2;
+  constexpr std::chrono::microseconds kNoDelay{0};
+  std::vector<Rank> deep_and_shallow;
+  const int half = bench.layers / 2;
+  deep_and_shallow.emplace_back(bench, bench.layers, kNoDelay);
+  deep_and_shallow.emplace_back(bench, bench.layers - half, kNoDelay);
+  run_all(deep_and_shallow, bench.repeats);
+  const double microbatch = (deep_and_shallow[0].whole_us - deep_and_shallow[1].whole_us) / half / 2;
   std::vector<Rank> ranks;
   for (const double part : {0.0, 0.125, 0.25, 0.375, 0.5}) {
-    ranks.emplace_back(bench, std::chrono::microseconds(static_cast<int>(part * microbatch)));
+    ranks.emplace_back(bench, bench.layers, std::chrono::microseconds(static_cast<int>(part * microbatch)));
   }
   run_all(ranks, bench.repeats);
   const Rank& none = ranks[0];
-  fmt::print("steps of {} rows without delay: whole {:.0f} us, split {:.0f} us; a microbatch's layer {:.0f} us\n",
-             bench.num_tokens, none.whole_us, none.split_us, microbatch);
+  fmt::print(
+      "{} layers, steps of {} rows without delay: whole {:.0f} us, split {:.0f} us; a microbatch's layer {:.0f} us\n",
+      bench.layers, bench.num_tokens, none.whole_us, none.split_us, microbatch);
   for (const Rank& rank : std::span(ranks).subspan(1)) {
     const double whole = rank.whole_us - none.whole_us, split = rank.split_us - none.split_us;
     fmt::print("d {:5} us: whole steps take {:6.0f} us more, split ones {:6.0f} us more: {:3.0f} % hidden\n",
@@ -129,5 +135,6 @@ int main(int argc, char** argv) {
   if (argc > 1) bench.model = argv[1];
   if (argc > 2) bench.num_tokens = std::atoi(argv[2]);
   if (argc > 3) bench.repeats = std::atoi(argv[3]);
+  if (argc > 4) bench.layers = std::max(4, std::atoi(argv[4]));
   return manta::run(bench);
 }

@@ -85,9 +85,11 @@ Status Deployment::find_addresses() {
   if (!s.socket_ifname && s.enable_expert_parallel) {
     MANTA_ASSIGN(s.socket_ifname, cluster::interface_of_address(engine_host_));
   }
-  spdlog::info("{} load balancing, ranks {} to {} of {} here, coordinator {}, this node {}", to_string(plan_.balancing),
-               plan_.first_rank, plan_.first_rank + plan_.num_ranks - 1, s.data_parallel_size, coordinator_,
-               engine_host_);
+  const std::string here = plan_.num_ranks > 0
+                               ? fmt::format("ranks {} to {}", plan_.first_rank, plan_.first_rank + plan_.num_ranks - 1)
+                               : std::string("no rank");
+  spdlog::info("{} load balancing, {} of {} here, coordinator {}, this node {}", to_string(plan_.balancing), here,
+               s.data_parallel_size, coordinator_, engine_host_);
   if (!plan_.engines_on_tcp) engine_host_.clear();
   return {};
 }
@@ -159,6 +161,7 @@ void Deployment::follow_membership() {
   };
   link.on_membership = [this](Epoch, const cluster::Membership& m) { on_membership(m); };
   link.deadline = std::chrono::milliseconds(static_cast<int64_t>(settings().rank_deadline_s * 1000));
+  link.on_suspect = [this](bool silent) { tell_of_coordinator(silent); };
   link.on_silence = [this] {
     if (!stopping_ && plan_.starts_coordinator) supervisor_->put_out(coordinator_pid_, "it answers no heartbeat");
   };
@@ -166,6 +169,16 @@ void Deployment::follow_membership() {
     events_.on_give_up({ErrorCode::kFailedPrecondition, "the coordinator refused this node: " + reason});
   };
   link_ = std::make_unique<cluster::Link>(io_, std::move(link));
+}
+
+void Deployment::tell_of_coordinator(bool silent) const {
+  if (stopping_) return;
+  const std::string who = plan_.starts_coordinator
+                              ? fmt::format("{} (pid {})", full_name("coordinator"), coordinator_pid_)
+                              : fmt::format("{} {}", full_name("coordinator"), coordinator_);
+  if (!silent) return spdlog::info("{}: it answers again", who);
+  spdlog::warn("{}: no heartbeat was answered for {:.1f} s; it is waited for until {:.1f} s", who,
+               std::chrono::duration<double>(cluster::LinkOptions{}.suspect).count(), settings().rank_deadline_s);
 }
 
 void Deployment::on_membership(const cluster::Membership& membership) {

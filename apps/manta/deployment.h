@@ -60,6 +60,7 @@ class Deployment {
   Result<std::string> relay_address() const;
   Status start_child(const std::string& name, std::vector<std::string> args, int stop_order);
   void follow_membership();
+  void tell_of_coordinator(bool silent) const;
   void on_membership(const cluster::Membership& membership);
   void watch_start();
   void on_status(const std::string& name, const std::string& json_line);

@@ -152,6 +152,7 @@ Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, i
     }
     options.transport.interface = s.socket_ifname.value_or("");
     options.max_tokens_per_round = static_cast<int>(s.moe_dp_chunk_size);
+    options.may_shrink = s.shrink_after_s > 0;
     options.num_redundant_experts = static_cast<int>(s.eplb_config.num_redundant_experts);
     options.eplb = eplb_options(s);
   }

@@ -120,7 +120,7 @@ void Serve::print_ready() const {
                engine.value("block_size", 0));
   const json memory = engine.value("memory", json::object());
   for (const auto& [item, bytes] : memory.items()) {
-    fmt::print("  memory       {:<12} {:>9.1f} MiB\n", item, bytes.get<double>() / (1 << 20));
+    fmt::print("  memory       {:<25} {:>9.1f} MiB\n", item, bytes.get<double>() / (1 << 20));
   }
   if (!plan.has_api) {
     fmt::print("  API          on the head's node\n\n");

@@ -86,6 +86,12 @@ void write_step_split(Page& page, const std::vector<engine::EngineView>& engines
                  {"combine", seconds(load.combine_us)},
                  {"sample", seconds(load.sample_us)}});
   }
+  page.text.family("manta_engine_step_duration_seconds", "histogram", "How long the engine's steps took, all parts.");
+  for (const auto& engine : engines) {
+    const engine::Load& load = engine.load;
+    const double sum = seconds(load.forward_us + load.dispatch_us + load.combine_us + load.sample_us);
+    page.text.histogram(page.of_engine(engine.rank), engine::kStepTimeBounds, engine.step_times, sum);
+  }
   page.text.family("manta_dbo_steps_total", "counter", "Steps by what became of splitting them in two microbatches.");
   for (const auto& engine : engines) {
     const engine::Load& load = engine.load;

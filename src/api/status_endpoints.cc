@@ -1,7 +1,10 @@
 #include "api/status_endpoints.h"
 
+#include <algorithm>
+
 #include "api/dashboard_page.h"
 #include "api/openai/json_writer.h"
+#include "cluster/node_plan.h"
 
 #ifndef MANTA_VERSION
 #error "the build defines MANTA_VERSION"
@@ -67,6 +70,17 @@ void write_counters(JsonWriter& json, const LoopContext& context, const engine::
   json.end_object();
 }
 
+// Of those that this server sends requests to.
+void write_missing_ranks(JsonWriter& json, const LoopContext& context, const std::vector<engine::EngineView>& engines) {
+  const cluster::NodePlan plan = cluster::plan_node(context.settings);
+  json.key("missing_ranks").begin_array();
+  for (int rank = plan.first_served; rank < plan.first_served + plan.num_served; ++rank) {
+    const bool there = std::ranges::any_of(engines, [rank](const auto& engine) { return engine.rank == rank; });
+    if (!there) json.number(int64_t{rank});
+  }
+  json.end_array();
+}
+
 // Every rank of a group reports the same window; one is enough.
 void write_experts(JsonWriter& json, const std::vector<engine::EngineView>& engines) {
   json.key("experts");
@@ -112,6 +126,7 @@ void handle_status(const LoopContext& context, HttpRequest, const ResponseWriter
     json.end_object();
   }
   json.end_array();
+  write_missing_ranks(json, context, engines);
   write_experts(json, engines);
   json.end_object();
   writer->send(std::move(response));

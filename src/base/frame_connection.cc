@@ -1,6 +1,8 @@
 #include "base/frame_connection.h"
 
 #include <fmt/format.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -241,9 +243,19 @@ bool is_tcp(const std::string& address) {
   return address.starts_with("tcp:");
 }
 
-void set_no_delay(Socket& socket) {
-  const int on = 1;
-  ::setsockopt(socket.native_handle(), IPPROTO_TCP, /*TCP_NODELAY=*/1, &on, sizeof on);
+// Small frames leave at once. A peer that nothing comes back from is gone after kTcpSilence, also when nothing is sent:
+// a cut cable closes no connection. A connect gives up after its second packet (3 s): whoever wants it tries again,
+// sooner than a third packet would after a long cut.
+void set_tcp_options(Socket& socket) {
+  const auto set = [&socket](int level, int option, int value) {
+    ::setsockopt(socket.native_handle(), level, option, &value, sizeof value);
+  };
+  set(IPPROTO_TCP, TCP_NODELAY, 1);
+  set(SOL_SOCKET, SO_KEEPALIVE, 1);
+  set(IPPROTO_TCP, TCP_KEEPIDLE, 1);  // s
+  set(IPPROTO_TCP, TCP_KEEPINTVL, 1);
+  set(IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(kTcpSilence.count()));
+  set(IPPROTO_TCP, TCP_SYNCNT, 1);
 }
 
 // Anybody on the node may connect to an abstract socket; only our own user may speak.
@@ -312,7 +324,7 @@ class Listener : public FrameListener {
         return;
       }
       if (is_tcp(state->address)) {
-        set_no_delay(socket);
+        set_tcp_options(socket);
         state->on_accept(std::make_shared<Connection>(std::move(socket)));
       } else if (same_user(socket)) {
         state->on_accept(std::make_shared<Connection>(std::move(socket)));
@@ -333,9 +345,11 @@ void connect_frames(asio::io_context& io, const std::string& address,
   resolve(io, address, [&io, address, done = std::move(done)](Result<Endpoint> endpoint) {
     if (!endpoint.ok()) return done(endpoint.error());
     auto socket = std::make_shared<Socket>(io);
+    error_code cannot_open;
+    socket->open(endpoint->protocol(), cannot_open);
+    if (is_tcp(address)) set_tcp_options(*socket);
     socket->async_connect(*endpoint, [socket, address, done](error_code ec) {
       if (ec) return done(error(ErrorCode::kUnavailable, fmt::format("connect to {}: {}", address, ec.message())));
-      if (is_tcp(address)) set_no_delay(*socket);
       done(FrameConnectionPtr(std::make_shared<Connection>(std::move(*socket))));
     });
   });

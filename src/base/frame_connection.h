@@ -2,9 +2,10 @@
 // where said. Addresses are text: "unix:@name" (abstract: leaves no file behind), "unix:/path", "tcp:host:port".
 //
 // A unix listener takes connections of its own user (and root) only. A peer that dies is seen at once, as a close; a
-// peer that does not read is cut off when max_queued_bytes wait for it.
+// peer that does not read is cut off when kMaxQueuedBytes wait for it; one that the network lost, after kTcpSilence.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -39,6 +40,7 @@ class FrameConnection {
 using FrameConnectionPtr = std::shared_ptr<FrameConnection>;
 
 inline constexpr size_t kMaxQueuedBytes = 64u << 20;
+inline constexpr std::chrono::milliseconds kTcpSilence{5000};  // as rank_deadline_s by default
 
 // Calls back with a connection or with why not, and waits for no name server. Destroying the io_context drops it.
 void connect_frames(boost::asio::io_context& io, const std::string& address,

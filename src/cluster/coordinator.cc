@@ -134,7 +134,8 @@ class CoordinatorServer : public Coordinator {
     follow_roster();
     last_ = roster_.membership();
     for (const auto& departure : last_.departures) {
-      const auto level = departure.role == Role::kEngine ? spdlog::level::warn : spdlog::level::debug;
+      const bool worth_a_line = departure.role == Role::kEngine || departure.put_out;
+      const auto level = worth_a_line ? spdlog::level::warn : spdlog::level::debug;
       spdlog::log(level, "{} (epoch {})", departure.why, roster_.epoch().value);
     }
     for (auto& [id, c] : connections_) {

@@ -50,7 +50,7 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
   void on_connected(FrameConnectionPtr connection) {
     stream_ = std::move(connection);
     complained_ = false;
-    num_unanswered_ = 0;
+    answered();
     stream_->start([self = shared_from_this()](Frame&& frame) { self->on_frame(std::move(frame)); },
                    [self = shared_from_this()](const Error& e) {
                      self->stream_ = nullptr;
@@ -67,7 +67,7 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
   }
 
   void on_frame(Frame&& frame) {
-    num_unanswered_ = 0;
+    answered();
     if (frame.kind == FrameKind::kHeartbeat) return;
     if (frame.kind == FrameKind::kMembership) {
       const auto membership = decode_membership(frame.payload);
@@ -98,13 +98,25 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
     timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
       if (ec || self->stopped_ || !self->stream_) return;
       self->beat();
-      if (++self->num_unanswered_ * kHeartbeatPeriod > self->options_.deadline) return self->give_up_silent();
+      // Counted in heartbeats, so that a process that was stopped itself does not blame the coordinator.
+      const auto silent = ++self->num_unanswered_ * kHeartbeatPeriod;
+      if (silent > self->options_.deadline) return self->give_up_silent();
+      if (silent > self->options_.suspect) self->suspect(true);
       self->arm_heartbeat();
     });
   }
 
-  // Counted in heartbeats, so that a process that was stopped itself does not blame the coordinator.
+  void answered() {
+    num_unanswered_ = 0;
+    suspect(false);
+  }
+
+  void suspect(bool silent) {
+    if (std::exchange(suspected_, silent) != silent && options_.on_suspect) options_.on_suspect(silent);
+  }
+
   void give_up_silent() {
+    suspected_ = false;
     const auto on_silence = options_.on_silence;
     stream_->close(fmt::format("it answered no heartbeat for {} ms", options_.deadline.count()));
     if (on_silence) on_silence();
@@ -124,6 +136,7 @@ class Link::Core : public std::enable_shared_from_this<Link::Core> {
   FrameConnectionPtr stream_;
   Epoch epoch_;
   int num_unanswered_ = 0;  // heartbeats
+  bool suspected_ = false;
   bool stopped_ = false;
   bool complained_ = true;  // the first attempts race with the coordinator's start: say nothing
 };

@@ -23,7 +23,11 @@ struct LinkOptions {
   std::function<void(Epoch, const Membership&)> on_membership;
   std::function<void(Epoch, const Decision&)> on_decision;    // ranks of a lock-step group only
   std::function<void(const std::string& reason)> on_refused;  // final: it does not try again
-  // A coordinator that answers no heartbeat for this long, while this process ran: the connection is made anew.
+  // A coordinator that answers no heartbeat for this long, while this process ran: somebody should hear of it, and when
+  // it answers again (false).
+  std::chrono::milliseconds suspect{1000};
+  std::function<void(bool silent)> on_suspect;  // may be empty
+  // For this long: the connection is made anew.
   std::chrono::milliseconds deadline{5000};
   std::function<void()> on_silence;  // it happened; may be empty
 };

@@ -16,8 +16,10 @@ std::string describe(const Member& m) {
 }
 
 std::string describe(const Where& w) {
-  return w.layer < 0 ? fmt::format("step {}, stage {}", w.step, w.stage)
-                     : fmt::format("step {}, layer {}, stage {}", w.step, w.layer, w.stage);
+  // A step without rows of its own, for the other ranks, has no number.
+  const std::string step = w.step > 0 ? fmt::format("step {}", w.step) : w.layer < 0 ? "no step" : "dummy step";
+  return w.layer < 0 ? fmt::format("{}, stage {}", step, w.stage)
+                     : fmt::format("{}, layer {}, stage {}", step, w.layer, w.stage);
 }
 
 double seconds(std::chrono::steady_clock::duration d) {
@@ -75,6 +77,9 @@ void Roster::heartbeat(MemberId id, const Heartbeat& beat, Time now) {
   if (it == entries_.end()) return;
   Entry& e = it->second;
   if (beat.where.counter != e.member.where.counter || !beat.where.busy) e.last_progress = now;
+  if (e.member.state == State::kSuspect) {
+    spdlog::info("{}: heard again after {:.1f} s", describe(e.member), seconds(now - e.last_heartbeat));
+  }
   e.last_heartbeat = now;
   e.reported = beat.state;
   if (e.member.state != beat.state) changed_ = true;
@@ -93,6 +98,9 @@ void Roster::heartbeat(MemberId id, const Heartbeat& beat, Time now) {
 void Roster::leave(MemberId id, const std::string& why) {
   const auto it = entries_.find(id);
   if (it == entries_.end()) return;
+  const Member& m = it->second.member;
+  // Engines' departures are told in any case, others' when they were waited for.
+  if (m.role != Role::kEngine && m.state == State::kSuspect) spdlog::warn("{}: gone: {}", describe(m), why);
   remove(it, it->second.member.state == State::kDraining ? "drained" : why, false);
 }
 

@@ -27,6 +27,8 @@ namespace {
 constexpr std::chrono::milliseconds kOrphanPatience{1500};
 // Of a request's frame. The rest is for the tokens that it carries with it when it is sent again.
 constexpr size_t kMaxSubmitBytes = kMaxPayloadBytes - (4u << 20);
+// A connection that was lost to an engine which the coordinator still has: how soon it is tried again.
+constexpr std::chrono::milliseconds kReconnectPeriod{250};
 
 // A connection to one engine. Requests are in `requests` of the core; this counts them.
 struct Peer {
@@ -36,12 +38,14 @@ struct Peer {
   Epoch epoch;  // what submits must carry
   bool draining = false;
   bool put_out = false;  // the coordinator said that it left
+  bool again = false;    // not the first connection to this engine
   EngineLoad load;
   uint64_t step = 0;
   int layer = -1;
   std::string stage = "idle";
   bool busy = false;
   std::shared_ptr<const ExpertReport> experts;
+  StepTimes step_times{};
 
   bool takes_requests() const { return welcome.has_value() && !draining && member.state == cluster::State::kReady; }
 };
@@ -78,7 +82,7 @@ uint64_t draw_client_id() {
 class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Core> {
  public:
   Core(asio::io_context& io, ClientOptions options)
-      : io_(io), orphan_timer_(io), options_(std::move(options)), client_id_(draw_client_id()) {}
+      : io_(io), orphan_timer_(io), reconnect_timer_(io), options_(std::move(options)), client_id_(draw_client_id()) {}
 
   void start(std::function<void()> on_change) {
     on_change_ = std::move(on_change);
@@ -104,6 +108,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     stopped_ = true;
     link_ = nullptr;
     orphan_timer_.cancel();
+    reconnect_timer_.cancel();
     requests_.clear();
     for (auto& [rank, peer] : peers_) {
       if (peer->stream) peer->stream->close("leaving");  // the engine aborts what this connection submitted
@@ -161,6 +166,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
       v.stage = peer->stage;
       v.busy = peer->busy;
       v.experts = peer->experts;
+      v.step_times = peer->step_times;
       if (peer->welcome) v.kv_transfer = peer->welcome->kv_transfer;
       views.push_back(std::move(v));
     }
@@ -264,13 +270,25 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
         it->second->stream->close(departure.why);
       }
     }
+    engines_.clear();
     for (const auto& member : membership.members) {
-      if (member.role == cluster::Role::kEngine && options_.ranks.contains(member.rank)) on_member(member);
+      if (member.role == cluster::Role::kEngine && options_.ranks.contains(member.rank)) engines_.push_back(member);
     }
+    for (const auto& member : engines_) on_member(member);
     on_change_();
   }
 
-  void on_member(const cluster::Member& member) {
+  void reconnect() {
+    reconnect_timer_.expires_after(kReconnectPeriod);
+    reconnect_timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {
+      if (ec || self->stopped_) return;
+      for (const auto& member : self->engines_) {
+        if (!self->peers_.contains(member.rank)) self->on_member(member, /*again=*/true);
+      }
+    });
+  }
+
+  void on_member(const cluster::Member& member, bool again = false) {
     const auto it = peers_.find(member.rank);
     if (it != peers_.end() && it->second->member.pid == member.pid && it->second->member.address == member.address) {
       it->second->member = member;
@@ -279,6 +297,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     if (it != peers_.end() && it->second->stream) it->second->stream->close("replaced by another process");
     auto peer = std::make_shared<Peer>();
     peer->member = member;
+    peer->again = again;
     peers_[member.rank] = peer;
     connect(peer);
   }
@@ -296,13 +315,17 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
 
   // The engine is gone: its requests go elsewhere, or wait for one that comes.
   void lose(const PeerPtr& peer, const std::string& why) {
+    const bool was_there = peer->welcome.has_value();
     peer->stream = nullptr;
     peer->welcome.reset();
     const auto it = peers_.find(peer->member.rank);
     if (it != peers_.end() && it->second == peer) peers_.erase(it);
     if (stopped_) return;
-    spdlog::warn("lost engine rank {} (pid {}) with {} requests: {}", peer->member.rank, peer->member.pid,
-                 peer->load.num_in_flight(), why);
+    if (was_there || !peer->again) {
+      spdlog::warn("lost engine rank {} (pid {}) with {} requests: {}", peer->member.rank, peer->member.pid,
+                   peer->load.num_in_flight(), why);
+    }
+    reconnect();
     const auto now = std::chrono::steady_clock::now();
     for (auto& [id, request] : requests_) {
       if (request.peer != peer) continue;
@@ -401,6 +424,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     peer.layer = report.layer;
     peer.stage = std::move(report.stage);
     peer.busy = report.busy;
+    std::copy(report.step_times.begin(), report.step_times.end(), peer.step_times.begin());
     if (report.experts.num_layers > 0) {
       peer.experts = std::make_shared<const ExpertReport>(std::move(report.experts));
     }
@@ -436,7 +460,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
   }
 
   asio::io_context& io_;
-  asio::steady_timer orphan_timer_;
+  asio::steady_timer orphan_timer_, reconnect_timer_;
   ClientOptions options_;
   uint64_t client_id_;
   uint64_t last_serial_ = 0;
@@ -444,7 +468,8 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
   bool stopped_ = false;
   std::function<void()> on_change_;
   std::unique_ptr<cluster::Link> link_;
-  std::map<int, PeerPtr> peers_;  // by rank
+  std::vector<cluster::Member> engines_;  // that the coordinator last spoke of
+  std::map<int, PeerPtr> peers_;          // by rank
   std::optional<Welcome> model_;
   Requests requests_;
   std::function<void(int, ResubmitReason)> on_resubmit_;

@@ -37,7 +37,8 @@ struct EngineView {
   std::string stage;
   bool busy = false;
   std::shared_ptr<const ExpertReport> experts;  // null: none yet
-  std::string kv_transfer;                      // Welcome::kv_transfer
+  StepTimes step_times{};
+  std::string kv_transfer;  // Welcome::kv_transfer
 };
 
 // The engines a front-end sends requests to: all of a deployment, or the slice of its own node.

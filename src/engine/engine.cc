@@ -20,6 +20,11 @@ void add_timing(Load& load, const exec::StepTiming& t) {
   load.sample_us += static_cast<uint64_t>(t.sample_us);
 }
 
+void count_step(StepTimes& times, const exec::StepTiming& t) {
+  const double seconds = static_cast<double>(t.forward_us + t.dispatch_us + t.combine_us + t.sample_us) * 1e-6;
+  ++times[std::lower_bound(kStepTimeBounds.begin(), kStepTimeBounds.end(), seconds) - kStepTimeBounds.begin()];
+}
+
 }  // namespace
 
 Engine::Engine(EngineOptions options, std::unique_ptr<sched::Scheduler> scheduler,
@@ -127,6 +132,7 @@ Status Engine::collect_one() {
 
 void Engine::add_result(const exec::StepResult& result) {
   add_timing(load_, result.timing);
+  count_step(step_times_, result.timing);
   note_transfers(result.kv.counters);
   load_.ep_dispatch_rows += result.traffic.rows;
   load_.ep_dispatch_bytes += result.traffic.bytes;
@@ -361,6 +367,7 @@ void Engine::publish_snapshot() {
   snapshot_.busy = !in_flight_.empty();
   snapshot_.serving = serving_;
   snapshot_.experts = experts_;
+  snapshot_.step_times = step_times_;
   snapshot_.group_step = in_flight_.empty() ? voter_.step() : in_flight_.front().group_step;
   if (!in_group()) return;
   const ep::EpPeer& peer = *executor_->info().ep_peer;

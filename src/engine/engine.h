@@ -70,8 +70,9 @@ struct Snapshot {
   bool busy = false;
   bool serving = false;                         // see EngineOptions::on_serving
   std::shared_ptr<const ExpertReport> experts;  // of the last window; null before the first
-  cluster::GroupPlace group;                    // announced: this engine is one of a group
-  uint64_t group_step = 0;                      // of the oldest step in flight, counted by the group
+  StepTimes step_times{};
+  cluster::GroupPlace group;  // announced: this engine is one of a group
+  uint64_t group_step = 0;    // of the oldest step in flight, counted by the group
 };
 
 class Engine {
@@ -190,6 +191,7 @@ class Engine {
   Load load_;
   std::shared_ptr<const exec::EplbWindow> experts_seen_;  // that experts_ is made of
   std::shared_ptr<const ExpertReport> experts_;           // of load balancing's last window
+  StepTimes step_times_{};
   bool idle_announced_ = true;
   bool serving_ = false;
 

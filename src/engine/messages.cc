@@ -67,7 +67,7 @@ static auto fields(ExpertReport& m) {
   return std::tie(m.num_layers, m.num_experts, m.balancedness, m.tokens);
 }
 static auto fields(LoadReport& m) {
-  return std::tie(m.load, m.step, m.layer, m.stage, m.busy, m.experts);
+  return std::tie(m.load, m.step, m.layer, m.stage, m.busy, m.experts, m.step_times);
 }
 static auto fields(Stale& m) {
   return std::tie(m.current, m.ids);
@@ -121,6 +121,10 @@ Result<LoadReport> decode_load_report(std::string_view p) {
     return error(ErrorCode::kDataLoss,
                  fmt::format("load report: {} counts and {} layers of balancedness for {} layers of {} experts",
                              e.tokens.size(), e.balancedness.size(), e.num_layers, e.num_experts));
+  }
+  if (m.step_times.size() != StepTimes{}.size()) {
+    return error(ErrorCode::kDataLoss, fmt::format("load report: {} counts of step times, expected {}",
+                                                   m.step_times.size(), StepTimes{}.size()));
   }
   return m;
 }

@@ -1,6 +1,7 @@
 // What api and engine say to each other. Plain values; encode() and decode_*() turn them into frame payloads.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <string>
@@ -123,6 +124,13 @@ struct ExpertReport {
   std::vector<uint64_t> tokens;      // [num_layers, num_experts]: routed to each expert, all replicas together
 };
 
+// Steps with rows of the engine's own by how long the executor had them, experts taken over behind a step included. A
+// step is longer than one bound and at most as long as the next; those beyond the last bound are counted last.
+inline constexpr std::array<double, 20> kStepTimeBounds = {.0005, .001, .0014, .002, .0028, .004, .0056,
+                                                           .008,  .011, .016,  .022, .032,  .045, .064,
+                                                           .09,   .128, .256,  .512, 1,     4};
+using StepTimes = std::array<uint64_t, kStepTimeBounds.size() + 1>;
+
 // kLoad: an engine's load between its outputs, at most every kLoadPeriod and only when something moved; sent from a
 // thread that no step can block, so that a stuck engine says where.
 struct LoadReport {
@@ -130,8 +138,9 @@ struct LoadReport {
   uint64_t step = 0;
   int32_t layer = -1;
   std::string stage = "idle";
-  bool busy = false;     // has steps in flight
-  ExpertReport experts;  // without layers: as before
+  bool busy = false;                 // has steps in flight
+  ExpertReport experts;              // without layers: as before
+  std::vector<uint64_t> step_times;  // StepTimes
 };
 inline constexpr std::chrono::milliseconds kLoadPeriod{250};
 

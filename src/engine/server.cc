@@ -254,6 +254,7 @@ class EngineServer : public Server {
     report.layer = s.where.layer;
     report.stage = s.where.stage;
     report.busy = s.busy;
+    report.step_times.assign(s.step_times.begin(), s.step_times.end());
     if (with_experts && s.experts) report.experts = *s.experts;
     return report;
   }

@@ -18,4 +18,9 @@ int slots_with(const ExpertMap& whole, int size, int num_there);
 // somebody else has too; what is left of the added slots repeats experts.
 Result<ExpertMap> map_of_survivors(const ExpertMap& whole, int size, const std::vector<int>& there, Epoch epoch);
 
+// The placement of the whole group when the others come back to ranks `there` that moved experts meanwhile, to `now`:
+// these keep what they have, so that only the others load much. Slots of the others are as in `whole`, but for experts
+// that nobody would have else.
+Result<ExpertMap> map_of_reunion(const ExpertMap& whole, int size, const std::vector<int>& there, const ExpertMap& now);
+
 }  // namespace manta::ep

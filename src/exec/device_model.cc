@@ -174,13 +174,18 @@ void DeviceModel::make_placement(std::unique_ptr<model::WeightSource> source) {
   parts.put = [slots](int row, int slot, backend::MlpWeights weights) { slots(row)[slot] = std::move(weights); };
   parts.resize = [slots](int row, int num_slots) { slots(row).resize(num_slots); };
   placement_ = std::make_unique<ExpertPlacement>(experts_, std::move(parts));
-  if (!options_.eplb.enabled) return;
-  const auto put = [this](const ep::ExpertMove& move, backend::MlpWeights w) { placement_->put(move, std::move(w)); };
-  balancer_ = std::make_unique<ExpertBalancer>(options_.eplb, experts_, config_.shape.n_group, load, put);
-  size_t layer_bytes = 0;
+  size_t layer_bytes = 0;  // of this rank's experts
   for (const backend::MlpWeights& w : slots(0)) {
     layer_bytes += w.gate_proj->num_bytes() + w.up_proj->num_bytes() + w.down_proj->num_bytes();
   }
+  const int num_slots = placement_->num_slots(options_.ep_size);
+  const int num_more = options_.may_shrink ? placement_->num_slots(options_.ep_size - 1) - num_slots : 0;
+  if (num_more > 0) {
+    info_.memory.push_back({"experts of a missing rank", layer_bytes / num_slots * num_more * experts_.num_layers});
+  }
+  if (!options_.eplb.enabled) return;
+  const auto put = [this](const ep::ExpertMove& move, backend::MlpWeights w) { placement_->put(move, std::move(w)); };
+  balancer_ = std::make_unique<ExpertBalancer>(options_.eplb, experts_, config_.shape.n_group, load, put);
   info_.memory.push_back({"experts on the move", 2 * layer_bytes});  // at most: one layer waits, one is packed
 }
 
@@ -228,13 +233,14 @@ Status DeviceModel::place_experts(const ep::EpTopology& topology, const std::vec
   moe_.num_local_experts = placement_->num_slots(topology.size);
   moe_.num_physical_experts = moe_.num_local_experts * topology.size;
   MANTA_TRY(transport_->configure(topology, moe_, tokens_per_round(), options_.num_microbatches));
-  ep::ExpertMap& whole = placement_->whole();
+  MANTA_ASSIGN(ep::ExpertMap * whole, placement_->whole());
   if (balancer_) {
     const ep::Exchange exchange{transport_.get(), &backend_->lane(0), moe_,
                                 topology.rank,    topology.size,      tokens_per_round()};
-    MANTA_TRY(balancer_->formed(topology, exchange, whole, topology.size == options_.ep_size));
+    MANTA_TRY(balancer_->agree(exchange, *whole));
   }
-  return placement_->adopt(there, topology.epoch);
+  MANTA_TRY(placement_->adopt(there, topology.epoch));
+  return balancer_ ? balancer_->formed(topology, topology.size == options_.ep_size) : Status();
 }
 
 // After a failed step nobody knows what the slots hold.

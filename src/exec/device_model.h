@@ -55,6 +55,7 @@ struct LocalExecutorOptions {
   bool capture_steps = true;
 
   int num_redundant_experts = 0;
+  bool may_shrink = false;  // the group goes on without a rank: memory is set aside for the experts of one
   EplbOptions eplb;
   ep::TransportOptions transport;  // between EP ranks
   int ep_rank = 0, ep_size = 1;    // size 1 = all experts here; else form_group() must come before the first step

@@ -44,22 +44,20 @@ ExpertBalancer::ExpertBalancer(const EplbOptions& options, ep::ExpertMap& map, i
       num_groups_(num_groups),
       put_(std::move(put)),
       mover_(std::move(load)),
+      policy_(options.policy),
       window_(options.window_size, options.step_interval, map.num_layers, map.num_logical) {}
 
 Result<std::vector<std::string>> ExpertBalancer::gather(std::span<const int64_t> values) {
   return ep::all_gather(exchange_, bytes_of(values));
 }
 
-Status ExpertBalancer::formed(const ep::EpTopology& topology, const ep::Exchange& exchange, ep::ExpertMap& whole,
-                              bool all_there) {
-  stop();
+void ExpertBalancer::stop() {
+  mover_.cancel();
+  formed_ = false;
+}
+
+Status ExpertBalancer::agree(const ep::Exchange& exchange, ep::ExpertMap& whole) {
   exchange_ = exchange;
-  all_there_ = all_there;
-  shape_ = {whole.num_logical, whole.num_physical, topology.size, num_nodes(topology), num_groups_};
-  if (all_there) MANTA_TRY(ep::choose_policy(options_.policy, shape_));
-  window_ = ep::LoadWindow(options_.window_size, options_.step_interval, whole.num_layers, whole.num_logical);
-  logged_.assign(static_cast<size_t>(whole.num_layers) * topology.size, 0);
-  steps_since_log_ = 0;
   std::vector<int64_t> mine = {version_};
   mine.insert(mine.end(), whole.physical_to_logical.begin(), whole.physical_to_logical.end());
   MANTA_ASSIGN(const std::vector<std::string> all, gather(mine));
@@ -70,12 +68,29 @@ Status ExpertBalancer::formed(const ep::EpTopology& topology, const ep::Exchange
   }
   version_ = newest[0];
   MANTA_ASSIGN(whole, ep::expert_map_of(whole.num_layers, whole.num_logical, whole.max_replicas,
-                                        {newest.begin() + 1, newest.end()}, topology.epoch));
+                                        {newest.begin() + 1, newest.end()}, whole.epoch));
+  return {};
+}
+
+Status ExpertBalancer::formed(const ep::EpTopology& topology, bool all_there) {
+  shape_ = {map_.num_logical, map_.num_physical, topology.size, num_nodes(topology), num_groups_};
+  policy_ = options_.policy;
+  if (const auto possible = ep::choose_policy(policy_, shape_); !possible.ok()) {
+    if (all_there) return possible.error();
+    if (topology.rank == 0) {
+      spdlog::warn("{}: global until all ranks are there", possible.error().message);
+    }
+    policy_ = ep::EplbPolicy::kGlobal;
+  }
+  window_ = ep::LoadWindow(options_.window_size, options_.step_interval, map_.num_layers, map_.num_logical);
+  logged_.assign(static_cast<size_t>(map_.num_layers) * topology.size, 0);
+  steps_since_log_ = 0;
+  formed_ = true;
   return {};
 }
 
 Status ExpertBalancer::step(std::span<const ep::LayerLoad> loads) {
-  if (!all_there_) return {};
+  if (!formed_) return {};
   window_.step(loads, map_);
   if (options_.log_balancedness) MANTA_TRY(log_balancedness(loads));
   if (mover_.moving()) return commit_ready_layer();
@@ -99,7 +114,7 @@ Status ExpertBalancer::decide() {
     for (size_t i = 0; i < theirs.size(); ++i) loads[i / map_.num_logical][i % map_.num_logical] += theirs[i];
   }
   note_window(loads);
-  MANTA_ASSIGN(ep::EplbPlan plan, ep::plan_placement(loads, map_, shape_, options_.policy));
+  MANTA_ASSIGN(ep::EplbPlan plan, ep::plan_placement(loads, map_, shape_, policy_));
   const bool moves = ep::worth_moving(plan, options_.min_gain);
   if (exchange_.rank == 0) {
     spdlog::info("EPLB: balancedness {:.3f}, {:.3f} after moving {} of {} experts: {}", plan.balanced_now,

@@ -39,12 +39,13 @@ class ExpertBalancer {
   // `map` is changed between steps, in place. num_groups: of the router.
   ExpertBalancer(const EplbOptions& options, ep::ExpertMap& map, int num_groups, LoadExpert load, PutExpert put);
 
-  // Nothing moves any more, until the next group has formed.
-  void stop() { mover_.cancel(); }
-  // A group has formed: `whole`, the placement of the whole group as this rank has it, becomes that of the ranks that
-  // have moved experts last. Collective, and counting begins anew. While ranks are missing (not all_there), nothing is
-  // counted or moved.
-  Status formed(const ep::EpTopology& topology, const ep::Exchange& exchange, ep::ExpertMap& whole, bool all_there);
+  // Nothing is counted or moved any more, until the next group has formed.
+  void stop();
+  // A group forms: `whole`, the placement of the whole group as this rank has it, becomes that of the ranks that have
+  // moved experts last. Collective.
+  Status agree(const ep::Exchange& exchange, ep::ExpertMap& whole);
+  // It has formed, of all ranks or without some, with the placement that the map has now: counting begins anew.
+  Status formed(const ep::EpTopology& topology, bool all_there);
   // A step of the group has ended; loads as the backend counted them. Collective.
   Status step(std::span<const ep::LayerLoad> loads);
 
@@ -63,7 +64,8 @@ class ExpertBalancer {
   const int num_groups_;
   const PutExpert put_;
   ExpertMover mover_;
-  bool all_there_ = false;
+  bool formed_ = false;
+  ep::EplbPolicy policy_;
   ep::LoadWindow window_;
   ep::Exchange exchange_;
   ep::EplbShape shape_;

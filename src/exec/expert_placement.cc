@@ -23,9 +23,13 @@ int ExpertPlacement::num_slots(int num_there) const {
   return ep::slots_with(whole_, parts_.size, num_there);
 }
 
-ep::ExpertMap& ExpertPlacement::whole() {
-  if (is_whole()) whole_ = map_;
-  return whole_;
+Result<ep::ExpertMap*> ExpertPlacement::whole() {
+  if (is_whole()) {
+    whole_ = map_;
+  } else if (!there_.empty() && map_.physical_to_logical != adopted_) {
+    MANTA_ASSIGN(whole_, ep::map_of_reunion(whole_, parts_.size, there_, map_));
+  }
+  return &whole_;
 }
 
 Status ExpertPlacement::adopt(const std::vector<int>& there, Epoch epoch) {
@@ -53,6 +57,7 @@ Status ExpertPlacement::adopt(const std::vector<int>& there, Epoch epoch) {
   there_ = there;
   map_ = is_whole() ? whole_ : std::move(target);  // with room for the replicas of any rearrangement
   map_.epoch = epoch;
+  adopted_ = map_.physical_to_logical;
   return {};
 }
 

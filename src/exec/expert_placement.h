@@ -29,7 +29,7 @@ class ExpertPlacement {
   // Slots of a rank when so many are there.
   int num_slots(int num_there) const;
   // The placement to return to when nobody is missing. Rearranging experts changes the map, and this with it.
-  ep::ExpertMap& whole();
+  Result<ep::ExpertMap*> whole();
   // The group's ranks are these, ascending, and whole() is what they agreed on: loads what this rank lacks. On an error
   // the map is not valid for any step, and a later call goes on from what is held.
   Status adopt(const std::vector<int>& there, Epoch epoch);
@@ -43,6 +43,7 @@ class ExpertPlacement {
   const Parts parts_;
   ep::ExpertMap whole_;
   std::vector<int> there_;                  // ranks that map_ is for
+  std::vector<int32_t> adopted_;            // what map_ began as
   std::vector<std::vector<int32_t>> held_;  // [layers][local slots] logical expert, -1: none
 };
 

@@ -9,10 +9,14 @@ using backend::ModelShape;
 
 namespace {
 
-// A microbatch's walk is a row of segments; what stands between two segments is traffic in flight. Segments of two
-// microbatches alternate, so that each one's traffic runs under the other's compute:
-//   A: attention, route, dispatch sent | shared expert, dispatch received, experts, combine sent | combine received,
-//   ...
+// A microbatch's walk is a row of segments, three for each MoE layer:
+//   A  (combine received, merged, …) attention, route, dispatch sent
+//   S  shared expert
+//   E  dispatch received, experts, combine sent
+// Two microbatches go A0 A1 E0 S0 S1 E1, so that each one's traffic runs under the other's compute: dispatch of 0 under
+// A1, combine of 1 under A0 of the next layer. Dispatch of 1 and combine of 0 are both in flight from E0 to E1, under
+// one part of the experts each; the shared experts stand there because they lengthen both. Where attention takes longer
+// than the experts this is the best of all orders of these segments (bench/dbo_orders.py tries them).
 using Segment = StageOrder;
 
 class SegmentBuilder {
@@ -36,6 +40,7 @@ void add_layer(SegmentBuilder& to, const ModelShape& shape, int layer) {
   to.call(Stage::kDispatchStart, layer);
   to.cut();
   if (shape.n_shared_experts > 0) to.call(Stage::kSharedExpert, layer);
+  to.cut();
   to.call(Stage::kDispatchFinish, layer);
   to.call(Stage::kExperts, layer);
   to.call(Stage::kCombineStart, layer);
@@ -94,9 +99,11 @@ StageOrder make_stage_order(const ModelShape& shape, int num_microbatches) {
     return order;
   }
   const std::vector<Segment> second = segments_of(shape, 1);
-  for (size_t i = 0; i < first.size(); ++i) {
-    append(first[i]);
-    append(second[i]);
+  for (size_t a = 0; a < first.size(); a += 3) {
+    append(first[a]);
+    append(second[a]);
+    if (a + 1 == first.size()) break;  // behind the last MoE layer
+    for (const Segment& segment : {first[a + 2], first[a + 1], second[a + 1], second[a + 2]}) append(segment);
   }
   return order;
 }

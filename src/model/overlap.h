@@ -41,8 +41,9 @@ struct StageCall {
 using StageOrder = std::vector<StageCall>;
 
 // Every stage of one step. num_microbatches: 1, or 2 for the overlapped order. In both, a microbatch's own calls stand
-// in the order of the unsplit model, and a layer's cache rows of microbatch 0 are written before microbatch 1 attends
-// (a prompt may be cut between the two).
+// in the order of the unsplit model, but for the shared expert, which may run at any time between dispatch and merge;
+// and a layer's cache rows of microbatch 0 are written before microbatch 1 attends (a prompt may be cut between the
+// two).
 StageOrder make_stage_order(const backend::ModelShape& shape, int num_microbatches);
 
 }  // namespace manta::model

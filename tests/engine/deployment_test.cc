@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "base/frame_connection.h"
+#include "cluster/link.h"
 #include "deployment_fixture.h"
 
 namespace manta::engine {
@@ -323,6 +324,39 @@ TEST_F(DeploymentTest, StreamsOutliveTheCoordinator) {
   front_end.wait([&] { return front_end.engines()[0].epoch > before; });
   EXPECT_EQ(front_end.wait_for_end(id).tokens, script(300));
   EXPECT_EQ(front_end.wait_for_end(front_end.submit(20, 10)).tokens, script(10));
+}
+
+// The network lost the connection, the coordinator still has the engine.
+TEST_F(DeploymentTest, ABrokenConnectionIsMadeAgain) {
+  Loop loop;
+  const std::string address = unique_address("broken");
+  std::atomic<int> num_hellos{0};
+  std::vector<FrameConnectionPtr> connections;
+  std::unique_ptr<FrameListener> listener;
+  std::unique_ptr<cluster::Link> link;
+  loop.call([&] {
+    auto opened = listen_frames(loop.io(), address, [&](FrameConnectionPtr connection) {
+      connection->start(
+          [&, connection](Frame&&) {
+            if (++num_hellos == 1) connection->close("cut");
+          },
+          [](const Error&) {});
+      connections.push_back(std::move(connection));
+    });
+    ASSERT_TRUE(opened.ok()) << opened.error().message;
+    listener = std::move(*opened);
+    cluster::LinkOptions options;
+    options.coordinator = coordinator_address_;
+    options.join.self.role = cluster::Role::kEngine;
+    options.join.self.address = address;
+    options.heartbeat = [] { return cluster::Heartbeat{}; };
+    options.on_membership = [](Epoch, const cluster::Membership&) {};
+    link = std::make_unique<cluster::Link>(loop.io(), std::move(options));
+  });
+  FrontEndNode front_end(coordinator_address_);
+  front_end.wait([&] { return num_hellos == 2; });
+  loop.call([&] { link.reset(); });
+  loop.stop();
 }
 
 }  // namespace

@@ -88,6 +88,33 @@ TEST(Survivors, WithRedundancyOnlyWhatIsMissingIsLoadedAndNoRankGrows) {
   EXPECT_EQ(slots_that_change(*whole, 4, *two, {0, 2}), 2 * 8) << "half of the experts are lost in each of 2 layers";
 }
 
+// Ranks that moved experts while others were missing keep all of it, unless an expert would be nowhere.
+TEST(Survivors, AReunionLoadsLittle) {
+  for (const int redundant : {0, 4, 16}) {
+    for (unsigned mask = 1; mask < 15; ++mask) {
+      const auto there = ranks_in(mask, 4);
+      const int num_there = static_cast<int>(there.size());
+      const ExpertMap whole = shuffled(16, redundant, 4, mask);
+      const int num_slots = slots_with(whole, 4, num_there) * num_there;
+      const ExpertMap now = shuffled(16, num_slots - 16, num_there, mask + 100);
+      const auto map = map_of_reunion(whole, 4, there, now);
+      ASSERT_TRUE(map.ok()) << map.error().message;
+      EXPECT_EQ(map->num_physical, whole.num_physical);
+      EXPECT_EQ(map->max_replicas, whole.max_replicas);
+      if (redundant < 16) continue;
+      EXPECT_EQ(slots_that_change(*map, 4, now, there), 0) << "the others have room for the rest";
+    }
+  }
+}
+
+TEST(Survivors, AReunionWithoutMovesChangesNothing) {
+  const ExpertMap whole = shuffled(16, 0, 4, 1);
+  const auto there = ranks_in(0b1011, 4);
+  const auto now = map_of_survivors(whole, 4, there, Epoch{2});
+  ASSERT_TRUE(now.ok());
+  EXPECT_EQ(map_of_reunion(whole, 4, there, *now)->physical_to_logical, whole.physical_to_logical);
+}
+
 TEST(Survivors, NonsenseIsRefused) {
   const ExpertMap whole = shuffled(16, 0, 4, 1);
   EXPECT_FALSE(map_of_survivors(whole, 4, {}, Epoch{1}).ok());

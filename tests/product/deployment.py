@@ -25,7 +25,9 @@ class Process:
         self.timeout = timeout
         self.env = {**os.environ, **(env or {})}
         self.log = []
+        self.heard_at = []  # when, of each line
         self.url = None
+        self.process = None
         self._ready = threading.Event()
         self._asked_to_stop = False
 
@@ -47,6 +49,7 @@ class Process:
 
     def _read(self):
         for line in self.process.stdout:
+            self.heard_at.append(time.monotonic())
             self.log.append(line)
             found = re.search(r"API\s+(https?://\S+)/v1", line)
             if found:
@@ -97,6 +100,13 @@ class Process:
 
     def text(self):
         return "".join(self.log)
+
+    def line_at(self, pattern, since=0.0):
+        """When the log first said it, from then on; None: not yet."""
+        for at, line in zip(self.heard_at, list(self.log)):
+            if at >= since and re.search(pattern, line):
+                return at
+        return None
 
 
 ADDRESS = ["--host", "127.0.0.1", "--port", "0"]

@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from deployment import ROOT, Deployment
+from deployment import ROOT, Deployment, metric, wait_until
 
 TOOLS = ROOT / ".deps/debian/usr/bin"
 
@@ -55,6 +55,8 @@ def test_every_engine_counts_its_own(deployment):
     split = got["manta_engine_step_seconds_total"]
     for part in ("schedule", "forward", "dispatch", "combine", "sample"):
         assert sum(v for labels, v in split.items() if f'part="{part}"' in labels) > 0, part
+    wait_until(lambda: metric(deployment.url, "manta_engine_step_duration_seconds_count") ==
+               metric(deployment.url, "manta_engine_steps_total"), "each step is in one bucket")
     for name in ("manta_ep_dispatch_rows_total", "manta_ep_dispatch_bytes_total", "manta_dummy_steps_total",
                  "manta_membership_epoch", "manta_routing_simulated", "manta_requests_resubmitted_total",
                  "manta_dbo_steps_total", "manta_eplb_rearrangements_total"):

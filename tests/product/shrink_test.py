@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import httpx
 import pytest
 
 from deployment import metric, wait_until
@@ -44,6 +45,7 @@ def test_survivors_go_on(expected, variant):  # noqa: F811
             d.kill("engine", 1)
             assert streams.texts() == expected, "those that were under way"
             wait_until(lambda: ranks_in_group(d) == {3}, "a group of 3")
+            assert httpx.get(d.url + "/status").json()["missing_ranks"] == [1]
             assert Streams(d.url, prompts(8)).texts() == expected[:8], "new ones"
             d.kill("engine", 2)
             assert Streams(d.url, prompts(8)).texts() == expected[:8], "with two ranks gone"

@@ -59,6 +59,8 @@ def test_load_balancing_and_microbatches_are_counted():
         assert len(experts["balancedness"]) * 2 == len(layers), "both ranks tell of every layer"
         assert len(experts["tokens"]) == experts["num_layers"] * experts["num_experts"] and sum(experts["tokens"]) > 0
         assert all(r["counters"]["manta_eplb_rearrangements_total"] > 0 for r in told["ranks"])
+        table = status(d.url).stdout
+        assert "of the steps in two microbatches" in table and "experts: balancedness" in table, table
 
 
 def test_nobody_there_is_said():
