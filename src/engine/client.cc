@@ -112,6 +112,7 @@ class EngineClient::Core : public std::enable_shared_from_this<EngineClient::Cor
     requests_.clear();
     for (auto& [rank, peer] : peers_) {
       if (peer->stream) peer->stream->close("leaving");  // the engine aborts what this connection submitted
+      peer->stream = nullptr;  // its handlers hold the peer, and no loop may be there any more to let go of them
     }
     peers_.clear();
   }

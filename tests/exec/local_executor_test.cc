@@ -106,7 +106,10 @@ TEST_P(SameTokens, WithMtp) {
     Serving serving(start(o), false, plans_in_flight);
     expect_same(serving.run(requests_));
     EXPECT_GT(serving.stats().num_accepted_draft_tokens, 0u);
-    EXPECT_LT(serving.stats().num_accepted_draft_tokens, serving.stats().num_draft_tokens);
+    // The few prompts of a sanitizer lane may accept all of theirs.
+    if (GetParam().num_prompts > 6) {
+      EXPECT_LT(serving.stats().num_accepted_draft_tokens, serving.stats().num_draft_tokens);
+    }
   }
 }
 
