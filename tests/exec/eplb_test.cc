@@ -31,7 +31,7 @@ LocalExecutorOptions tiny() {
 // Ranks as threads, in lock-step: a rank that has nothing runs a dummy step.
 class Group {
  public:
-  Group(int size, const EplbOptions& eplb) : size_(size), eplb_(eplb) {
+  Group(int size, const EplbOptions& eplb) : size_(size), eplb_(eplb), schedulers_(size) {
     for (int r = 0; r < size; ++r) executors_.push_back(start(r));
   }
   void replace(int rank) { executors_[rank] = start(rank); }
@@ -47,6 +47,7 @@ class Group {
     topology.size = static_cast<int>(there_.size());
     for (const int rank : there_) topology.peers.push_back(*executors_[rank]->info().ep_peer);
     each([&](int rank) {
+      schedulers_[rank] = nullptr;  // forming takes all slots back
       ep::EpTopology mine = topology;
       mine.rank = place_of(rank);
       const Status formed = executors_[rank]->form_group(mine);
@@ -61,7 +62,9 @@ class Group {
     std::barrier all(static_cast<ptrdiff_t>(there_.size()), [&]() noexcept { seen = working.exchange(0); });
     each([&](int rank) {
       Executor& executor = *executors_[rank];
-      auto scheduler = sched::Scheduler::make(engine::scheduler_options(executor.info())).value();
+      if (!schedulers_[rank])
+        schedulers_[rank] = sched::Scheduler::make(engine::scheduler_options(executor.info())).value();
+      sched::Scheduler* scheduler = schedulers_[rank].get();
       for (size_t i = place_of(rank); i < requests.size(); i += there_.size()) {
         sched::Request request = requests[i];
         request.id = {1, i + 1};
@@ -130,6 +133,7 @@ class Group {
   const EplbOptions eplb_;
   std::vector<int> there_;
   std::vector<std::unique_ptr<Executor>> executors_;
+  std::vector<std::unique_ptr<sched::Scheduler>> schedulers_;  // of one group: they know which slots are taken
 };
 
 class Eplb : public ::testing::Test {
@@ -177,6 +181,7 @@ TEST_F(Eplb, SameTokensWhileExpertsMove) {
       eplb.log_balancedness = true;
       Group group(size, eplb);
       group.form(Epoch{1});
+      run_until_rearranged(group);
       run_until_rearranged(group);
       ASSERT_NE(group.counts.window, nullptr);
       const EplbWindow& window = *group.counts.window;
