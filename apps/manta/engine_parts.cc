@@ -127,6 +127,8 @@ Result<std::unique_ptr<exec::Executor>> make_model_executor(const Settings& s, i
   MANTA_ASSIGN(options.device, choose_device(s, connector));
   options.backend.num_threads = threads_per_engine(s);
   options.backend.fp8_activations = s.fp8_activations;
+  if (s.fp8_activations == "auto") options.backend.fp8_activations = options.device == "cuda" ? "dynamic" : "none";
+  if (rank == 0) spdlog::info("fp8_activations: {} ({})", options.backend.fp8_activations, options.device);
   options.backend.batch_invariant = s.batch_invariant;
   options.backend.routing_simulation = s.moe_routing_simulation_strategy;
   options.max_num_seqs = static_cast<int>(s.max_num_seqs);
