@@ -11,6 +11,8 @@
 #include <cstring>
 #include <future>
 
+#include "run_until.h"
+
 namespace {
 
 constexpr const char* kSlowName = "slow.invalid";
@@ -32,7 +34,7 @@ namespace {
 namespace asio = boost::asio;
 
 // A listener and one connection to it, on one loop.
-class FrameConnectionTest : public testing::TestWithParam<std::string> {
+class FrameConnectionTest : public ::testing::TestWithParam<std::string> {
  protected:
   void open() {
     const std::string name = GetParam() == "tcp" ? "tcp:127.0.0.1:0" : "unix:@manta-test-" + std::to_string(::getpid());
@@ -46,15 +48,7 @@ class FrameConnectionTest : public testing::TestWithParam<std::string> {
     run_until([this] { return server_ && client_; });
   }
 
-  // Runs the loop until the condition holds; a generous bound turns a hang into a failure.
-  void run_until(const std::function<bool()>& done) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    while (!done() && std::chrono::steady_clock::now() < deadline) {
-      io_.restart();
-      io_.run_one_for(std::chrono::seconds(20));
-    }
-    ASSERT_TRUE(done());
-  }
+  void run_until(const std::function<bool()>& done) { manta::testing::run_until(io_, done); }
 
   asio::io_context io_;
   std::unique_ptr<FrameListener> listener_;
@@ -117,7 +111,7 @@ TEST_P(FrameConnectionTest, CutsOffAPeerThatDoesNotRead) {
   EXPECT_EQ(client_->queued_bytes(), 0u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Both, FrameConnectionTest, testing::Values("unix", "tcp"));
+INSTANTIATE_TEST_SUITE_P(Both, FrameConnectionTest, ::testing::Values("unix", "tcp"));
 
 TEST(FrameAddress, ErrorsNameTheAddress) {
   asio::io_context io;
@@ -147,8 +141,7 @@ TEST(FrameConnectionName, ALookupDoesNotHoldUpTheLoop) {
                    done = true;
                  });
   asio::post(io, [&] { may_answer.set_value(); });
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  while (!(done && server) && std::chrono::steady_clock::now() < deadline) io.run_one_for(std::chrono::seconds(20));
+  manta::testing::run_until(io, [&] { return done && server; });
   EXPECT_TRUE(answer.ok()) << answer.error().message;
 }
 

@@ -9,6 +9,8 @@
 #include <cstdio>
 #include <functional>
 
+#include "run_until.h"
+
 namespace manta::cluster {
 namespace {
 
@@ -27,7 +29,7 @@ TEST(ChildSays, DISABLED_ALongLine) {
   ::_exit(0);
 }
 
-class ChildTest : public testing::Test {
+class ChildTest : public ::testing::Test {
  protected:
   void spawn(const std::string& what) {
     ChildEvents events;
@@ -44,15 +46,7 @@ class ChildTest : public testing::Test {
     child_ = std::move(*child);
   }
 
-  // A generous bound turns a hang into a failure.
-  void run_until(const std::function<bool()>& done) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    while (!done() && std::chrono::steady_clock::now() < deadline) {
-      io_.restart();
-      io_.run_one_for(std::chrono::seconds(20));
-    }
-    ASSERT_TRUE(done());
-  }
+  void run_until(const std::function<bool()>& done) { manta::testing::run_until(io_, done); }
 
   boost::asio::io_context io_;
   std::unique_ptr<Child> child_;

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "run_until.h"
 #include "test_cluster.h"
 #include "test_server.h"
 
@@ -35,15 +36,7 @@ struct Sink : StreamSink {
 
 class PoolTest : public ::testing::Test {
  protected:
-  // A generous bound turns a hang into a failure.
-  void run_until(const std::function<bool()>& done) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    while (!done() && std::chrono::steady_clock::now() < deadline) {
-      io_.restart();
-      io_.run_one_for(std::chrono::seconds(20));
-    }
-    ASSERT_TRUE(done());
-  }
+  void run_until(const std::function<bool()>& done) { manta::testing::run_until(io_, done); }
 
   std::unique_ptr<Deployment> old_ = std::make_unique<Deployment>();
   boost::asio::io_context io_;
