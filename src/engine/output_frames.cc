@@ -32,8 +32,14 @@ class Cutter {
   }
 
   void add(RequestOutput&& out) {
-    while (bytes_of(out) > max_bytes_ && out.prompt_logprobs.size() > 1) append(take_rows(out));
-    append(std::move(out));
+    size_t bytes = bytes_of(out);
+    while (bytes > max_bytes_ && out.prompt_logprobs.size() > 1) {
+      RequestOutput part = take_rows(out);
+      const size_t taken = bytes_of(part.prompt_logprobs);
+      bytes -= taken;
+      append(std::move(part), kFixedBytes + taken);
+    }
+    append(std::move(out), bytes);
   }
 
   std::vector<Outputs> frames() { return std::move(frames_); }
@@ -54,8 +60,7 @@ class Cutter {
     return part;
   }
 
-  void append(RequestOutput&& out) {
-    const size_t bytes = bytes_of(out);
+  void append(RequestOutput&& out, size_t bytes) {
     if (!frames_.back().requests.empty() && used_ + bytes > max_bytes_) {
       frames_.push_back({step_, load_, {}});
       used_ = 0;
