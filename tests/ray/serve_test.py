@@ -11,7 +11,7 @@ import threading
 import httpx
 import pytest
 from cluster import LOOPBACK, ROOT, VENV, Cluster, processes_with, status_of, wait_for
-from deployment import Deployment
+from deployment import Deployment, metric
 from pd_file import MODEL, meaningful, scaled
 
 pytestmark = pytest.mark.skipif(VENV is None, reason="MANTA_RAY_VENV is not set: ./dev test ray")
@@ -128,8 +128,7 @@ def test_one_engine_per_rank_and_the_direct_port_in_serve_status(cluster):
 
 def test_blocks_go_from_prefill_to_decode(cluster):
     def sent():
-        return sum(float(line.rsplit(" ", 1)[1]) for line in httpx.get(cluster.direct_url + "/metrics").text.splitlines()
-                   if line.startswith("manta_kv_transfer_bytes_total") and 'role="decode"' in line and 'side="received"' in line)
+        return metric(cluster.direct_url, "manta_kv_transfer_bytes_total", role="decode", side="received")
     before = sent()
     chat(cluster.url, "A prompt nobody has asked before: 31 + 14?")
     assert sent() > before
@@ -289,9 +288,7 @@ def test_the_halves_as_applications_of_their_own(cluster):
     whole = httpx.post(cluster.url + "/v1/completions", json=body, timeout=60).json()
     assert second.json()["choices"][0]["text"] == whole["choices"][0]["text"]
     direct, = httpx.get(cluster.url + "/decode/manta/endpoints").json()["direct"]
-    lines = httpx.get(direct + "/metrics").text.splitlines()
-    received = [line for line in lines if line.startswith("manta_kv_transfer_bytes_total") and 'side="received"' in line]
-    assert sum(float(line.rsplit(" ", 1)[1]) for line in received) > 0
+    assert metric(direct, "manta_kv_transfer_bytes_total", side="received") > 0
 
 
 def test_shutdown_leaves_no_process(cluster):
