@@ -1,7 +1,10 @@
 // How fast cache rows cross from one process to another through a KV connector (leases, side channel, mover), beside
 // the same coalesced runs moved bare: memcpy for SharedMemoryConnector, a loop over NIXL's own reads for NixlConnector.
 //
-//   manta_kv_transfer [shm|nixl]
+//   manta_kv_transfer [shm|nixl|vram]
+//
+// vram (of a CUDA build): NixlConnector with both caches in the memory of one GPU, beside plain copies on that GPU, of
+// the same runs and of everything in one piece.
 //
 // A child owns the rows of 16 requests of 64 blocks each (DeepSeek-V3's rows, 8 layers), in runs of 1, 4 and 16 blocks;
 // this process pulls them all at once. Printed: GB/s of both, and their ratio.
@@ -31,6 +34,10 @@
 #include "transfer/make_connector.h"
 #include "transfer/nixl_mover.h"
 
+#ifdef MANTA_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
 namespace manta::transfer {
 namespace {
 
@@ -57,8 +64,43 @@ void must(const Status& status) {
   std::_Exit(1);
 }
 
+// ---- caches in GPU memory ----
+#ifdef MANTA_CUDA
+void must(cudaError_t code) {
+  if (code != cudaSuccess) must(error(ErrorCode::kInternal, cudaGetErrorString(code)));
+}
+void* gpu_memory(size_t bytes, uint8_t fill) {
+  void* at = nullptr;
+  must(cudaMalloc(&at, bytes));
+  must(cudaMemset(at, fill, bytes));
+  must(cudaDeviceSynchronize());
+  return at;
+}
+uint8_t gpu_byte(const void* at) {
+  uint8_t out = 0;
+  must(cudaMemcpy(&out, at, 1, cudaMemcpyDeviceToHost));
+  return out;
+}
+void gpu_copy(void* to, const void* from, size_t bytes) {
+  must(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice));
+}
+void gpu_wait() {
+  must(cudaDeviceSynchronize());
+}
+#else
+void* gpu_memory(size_t, uint8_t) {
+  must(error(ErrorCode::kUnimplemented, "vram: this is no CUDA build (./dev build cuda manta_kv_transfer)"));
+  return nullptr;
+}
+uint8_t gpu_byte(const void*) {
+  return 0;
+}
+void gpu_copy(void*, const void*, size_t) {}
+void gpu_wait() {}
+#endif
+
 struct Cache {
-  explicit Cache(uint8_t fill) {
+  Cache(uint8_t fill, bool on_gpu) {
     geometry.num_layers = kNumLayers;
     geometry.num_blocks = kNumBlocks;
     geometry.block_size = kBlockSize;
@@ -66,13 +108,24 @@ struct Cache {
     geometry.qk_rope_head_dim = 64;
     for (int i = 0; i < kNumLayers; ++i) {
       const size_t bytes = geometry.bytes_per_block_and_layer() * kNumBlocks;
+      if (on_gpu) {
+        void* at = gpu_memory(bytes, fill);
+        layers.push_back({make_tensor(at, geometry.dtype, {kNumBlocks, kBlockSize, geometry.row_size()}), -1, 0, {}});
+        continue;
+      }
       const int fd = ::memfd_create("cache", MFD_CLOEXEC);
       if (::ftruncate(fd, static_cast<off_t>(bytes)) != 0) std::_Exit(1);
       void* at = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
       std::memset(at, fill, bytes);
-      layers.push_back({make_tensor(at, geometry.dtype, {kNumBlocks, kBlockSize, geometry.row_size()}), fd});
+      layers.push_back({make_tensor(at, geometry.dtype, {kNumBlocks, kBlockSize, geometry.row_size()}), fd, -1, {}});
     }
   }
+  uint8_t last_byte() const {
+    const auto* rows = static_cast<const uint8_t*>(layers.back().rows.data);
+    const uint8_t* at = rows + geometry.bytes_per_block_and_layer() * kNumBlocks - 1;
+    return layers.back().gpu < 0 ? *at : gpu_byte(at);
+  }
+
   kv::CacheGeometry geometry;
   std::vector<CacheLayer> layers;
 };
@@ -161,9 +214,9 @@ std::string prefill_in_chunks(Connector& connector, RequestId id, const std::str
 
 // The child: its mover's metadata first, then on every word either of a run length the kv_transfer_params of all
 // requests, or of "chunks NAME" those of a request in chunks that is announced under that name ("-": not announced).
-[[noreturn]] void own(const std::string& kind, int in, int out) {
+[[noreturn]] void own(const std::string& kind, bool on_gpu, int in, int out) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  Cache cache(1);
+  Cache cache(1, on_gpu);
   const auto mover = bare_mover(kind, cache);
   Connector connector = connect(kind, "kv_producer", cache);
   write_text(out, mover->metadata());
@@ -292,15 +345,35 @@ void measure_chunks(const std::string& kind, Puller& puller, int to_child, int f
       100 * (1 - by_chunk / at_end));
 }
 
-void measure(const std::string& kind) {
+// What the GPU does with the same runs, and with as many bytes in one piece.
+void measure_copies(const Cache& cache, double gigabytes) {
+  const Cache from(3, true);
+  const size_t block_bytes = cache.geometry.bytes_per_block_and_layer();
+  const auto copy = [&](int run) {
+    for (int layer = 0; layer < kNumLayers; ++layer) {
+      auto* to = static_cast<std::byte*>(cache.layers[layer].rows.data);
+      const auto* source = static_cast<const std::byte*>(from.layers[layer].rows.data);
+      for (int i = 0; i < kNumBlocks; i += run) {
+        gpu_copy(to + i * block_bytes, source + i * block_bytes, run * block_bytes);
+      }
+    }
+    gpu_wait();
+  };
+  for (const int run : {1, 4, 16, kNumBlocks}) {
+    fmt::print("plain device copy      runs of {:2} blocks: {:6.2f} GB/s\n", run,
+               gigabytes / best_seconds([&] { copy(run); }));
+  }
+}
+
+void measure(const std::string& kind, bool on_gpu) {
   int to_child[2], from_child[2];
   if (::pipe(to_child) != 0 || ::pipe(from_child) != 0) std::_Exit(1);
   const pid_t child = ::fork();
   if (child == 0) {
     ::close(to_child[1]);
-    own(kind, to_child[0], from_child[1]);
+    own(kind, on_gpu, to_child[0], from_child[1]);
   }
-  Cache cache(2);
+  Cache cache(2, on_gpu);
   const auto mover = bare_mover(kind, cache);
   const auto peer = must(mover->open(read_text(from_child[0]), kNumBlocks));
   Puller puller(kind, cache);
@@ -316,12 +389,12 @@ void measure(const std::string& kind) {
       const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - begin;
       if (i > 0) pulled = std::min(pulled, spent.count());
     }
-    if (static_cast<const uint8_t*>(cache.layers[kNumLayers - 1].rows.data)[7] != 1)
-      must(error(ErrorCode::kDataLoss, "the rows did not come"));
+    if (cache.last_byte() != 1) must(error(ErrorCode::kDataLoss, "the rows did not come"));
     const double bare = best_seconds([&] { move_bare(*mover, *peer, run); });
     fmt::print("{:22} runs of {:2} blocks: {:6.2f} GB/s, bare {:6.2f} GB/s, ratio {:.2f}\n", kind, run,
                gigabytes / pulled, gigabytes / bare, bare / pulled);
   }
+  if (on_gpu) measure_copies(cache, gigabytes);
   measure_chunks(kind, puller, to_child[1], from_child[0]);
   ::kill(child, SIGKILL);
   ::waitpid(child, nullptr, 0);
@@ -332,6 +405,7 @@ void measure(const std::string& kind) {
 
 int main(int argc, char** argv) {
   const std::string which = argc > 1 ? argv[1] : "";
-  if (which != "nixl") manta::transfer::measure("SharedMemoryConnector");
-  if (which != "shm") manta::transfer::measure("NixlConnector");
+  if (which.empty() || which == "shm") manta::transfer::measure("SharedMemoryConnector", false);
+  if (which.empty() || which == "nixl") manta::transfer::measure("NixlConnector", false);
+  if (which == "vram") manta::transfer::measure("NixlConnector", true);
 }

@@ -97,7 +97,8 @@ exec::EplbOptions eplb_options(const Settings& s) {
 
 // What the cuda backend lacks of what these settings ask for; empty: nothing.
 std::string missing_on_cuda(const Settings& s, const transfer::Connector& connector) {
-  if (connector.worker) return "KV transfer (kv_transfer_config)";
+  if (connector.needs_shared_cache)
+    return "SharedMemoryConnector (it maps host memory; NixlConnector takes GPU memory)";
   if (expert_group_size(s) > 0) return "expert parallelism between ranks (enable_expert_parallel)";
   if (!s.moe_routing_simulation_strategy.empty()) return "simulated routing (moe_routing_simulation_strategy)";
   return "";

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <span>
@@ -137,6 +138,7 @@ struct Hidden {
 struct KvLayer {
   Tensor rows;
   int memory_fd = -1;  // the file they are in, at its start, when BackendOptions::shareable_cache asked for one
+  int gpu = -1;        // whose memory they are in; -1: host memory
 };
 
 // The buffers of one microbatch that stages pass along. Made once; contents are the backend's to lay out.
@@ -190,6 +192,8 @@ class Backend {
   virtual size_t workspace_bytes() const = 0;
   virtual Status make_cache(const kv::CacheGeometry& geometry) = 0;  // owned here
   virtual KvLayer cache_layer(int layer) = 0;
+  // Host bytes into the cache, behind the steps that were run and before those to come. `from` may go when it returns.
+  virtual void write_cache(void* to, const void* from, size_t num_bytes) { std::memcpy(to, from, num_bytes); }
   virtual Result<std::unique_ptr<Activations>> make_activations() = 0;  // one per microbatch
   virtual Lane& lane(int microbatch) = 0;
   virtual Result<std::unique_ptr<ep::ExpertTransport>> make_transport(const ep::TransportOptions& options) = 0;

@@ -329,9 +329,11 @@ Status DeviceModel::make_cache() {
   std::vector<transfer::CacheLayer> layers;
   for (int layer = 0; layer < g.num_layers; ++layer) {
     const backend::KvLayer cache = backend_->cache_layer(layer);
-    layers.push_back({cache.rows, cache.memory_fd});
+    const auto write = [this](void* to, const void* from, size_t n) { backend_->write_cache(to, from, n); };
+    layers.push_back({cache.rows, cache.memory_fd, cache.gpu, write});
   }
-  hook_ = std::make_unique<CacheHook>(*connector_);
+  // Where steps are only enqueued, nobody can say when a layer of one is done.
+  if (max_started() == 1) hook_ = std::make_unique<CacheHook>(*connector_);
   return connector_->register_cache(g, layers);
 }
 
@@ -362,8 +364,8 @@ Status DeviceModel::plan(const backend::StepInputs& inputs) {
 }
 
 int DeviceModel::max_started() const {
-  // A connector's loads and sends, and peers that may fail in the middle of a step, go one step at a time.
-  return connector_ == nullptr && options_.ep_size == 1 ? backend_->caps().max_steps_in_flight : 1;
+  // Peers may fail in the middle of a step.
+  return options_.ep_size == 1 ? backend_->caps().max_steps_in_flight : 1;
 }
 
 Status DeviceModel::start(const backend::StepInputs& inputs, bool run_layers) {

@@ -113,7 +113,8 @@ class LocalExecutor : public Executor {
       const sched::StepPlan plan = std::move(plans_.front());
       plans_.pop_front();
       lock.unlock();
-      Result<StepResult> result = failed_ ? Result<StepResult>(not_run(plan)) : run(plan);
+      start_transfers(plan);
+      Result<StepResult> result = failed_ ? Result<StepResult>(not_run(plan.id)) : run(plan);
       failed_ |= !result.ok();
       lock.lock();
       results_.push_back(std::move(result));
@@ -126,6 +127,7 @@ class LocalExecutor : public Executor {
   struct Started {
     sched::StepPlan plan;
     Clock::time_point begin;
+    bool transfers_wait = false;  // for the steps before
     std::optional<Error> error;
   };
 
@@ -138,15 +140,22 @@ class LocalExecutor : public Executor {
         return stop.stop_requested() || (!plans_.empty() && static_cast<int>(started_.size()) < model_->max_started());
       });
       if (stop.stop_requested()) return;
-      Started step{std::move(plans_.front()), Clock::now(), std::nullopt};
+      Started step{std::move(plans_.front()), Clock::now(), false, std::nullopt};
       plans_.pop_front();
+      if (!step.plan.kv.empty() && step.plan.kv.before_step) {
+        changed_.wait(lock, [&] { return stop.stop_requested() || started_.empty(); });
+        if (stop.stop_requested()) return;
+        step.begin = Clock::now();
+      }
+      step.transfers_wait = !step.plan.kv.empty() && !started_.empty();
       const bool failed = failed_;
       starting_ = true;
       lock.unlock();
+      if (!step.transfers_wait) start_transfers(step.plan);
       model_->clock().begin_step(step.plan.id);
       const bool has_rows = !step.plan.prefills.empty() || !step.plan.decodes.empty();
       if (failed) {
-        step.error = not_run(step.plan);
+        step.error = not_run(step.plan.id);
       } else if (const Status s = model_->start(inputs_.build(step.plan), has_rows || step.plan.dp.dummy); !s.ok()) {
         step.error = failure(step.plan, s.error());
       }
@@ -165,6 +174,7 @@ class LocalExecutor : public Executor {
       if (stop.stop_requested()) return;
       const Started& step = started_.front();  // a deque that grows at its end moves nothing
       lock.unlock();
+      if (step.transfers_wait) start_transfers(step.plan);
       Result<StepResult> result = step.error ? Result<StepResult>(*step.error) : finish(step);
       lock.lock();
       failed_ = failed_ || !result.ok();
@@ -181,6 +191,7 @@ class LocalExecutor : public Executor {
     const auto now = Clock::now();
     if (!outputs.ok()) return failure(step.plan, outputs.error());
     StepResult result = inputs_.result(step.plan, std::move(outputs).value());
+    if (model_->kv_connector() != nullptr) result.kv = model_->kv_connector()->poll();
     // From when it was begun, or the step before it was over: what it kept the device busy.
     result.timing.forward_us =
         std::chrono::duration_cast<std::chrono::microseconds>(now - std::max(step.begin, last_end_)).count();
@@ -188,26 +199,27 @@ class LocalExecutor : public Executor {
     return result;
   }
 
-  Error not_run(const sched::StepPlan& plan) {
-    // Loads and sends do not depend on the step that failed, and nobody would ask for them again.
+  // The steps before are over: what they wrote may be offered, and nothing writes to blocks that changed hands since.
+  // Also for a step that is not run: loads and sends do not depend on it, and nobody would ask for them again.
+  void start_transfers(const sched::StepPlan& plan) {
     if (model_->kv_connector() != nullptr) model_->kv_connector()->start(plan.kv);
-    return error(ErrorCode::kAborted, fmt::format("step {} was not run: an earlier step failed", plan.id));
+  }
+
+  static Error not_run(StepId step) {
+    return error(ErrorCode::kAborted, fmt::format("step {} was not run: an earlier step failed", step));
   }
 
   // After a failed step the device's state is not known: nothing runs until a group is formed, which resets it.
   Result<StepResult> run(const sched::StepPlan& plan) {
     model::StageClock& clock = model_->clock();
-    transfer::KvConnectorWorker* connector = model_->kv_connector();
     const auto start = Clock::now();
     const ep::Traffic before = model_->traffic();
     clock.begin_step(plan.id);
-    // The step before is over, so nothing writes to blocks that changed hands since: loads may fill them.
-    if (connector != nullptr) connector->start(plan.kv);
     const bool has_rows = !plan.prefills.empty() || !plan.decodes.empty();
     auto outputs = model_->run(inputs_.build(plan), has_rows || plan.dp.dummy);
     if (!outputs.ok()) return failure(plan, outputs.error());
     StepResult result = inputs_.result(plan, std::move(outputs).value());
-    if (connector != nullptr) result.kv = connector->poll();
+    if (model_->kv_connector() != nullptr) result.kv = model_->kv_connector()->poll();
     clock.end_step();
     StepTiming& t = result.timing;
     t.dispatch_us = clock.spent_us(Part::kDispatch);

@@ -24,6 +24,8 @@ struct KvActions {
   std::vector<KvAction> loads;  // start filling; done when the id comes back in KvProgress::received
   std::vector<KvAction> saves;  // offer; done when the id comes back in KvProgress::sent
   std::vector<RequestId> cancels;
+  // The step they come with must not begin before they have: it reads what they fill, or writes where a peer reads.
+  bool before_step = false;
   bool empty() const { return opens.empty() && loads.empty() && saves.empty() && cancels.empty(); }
 };
 

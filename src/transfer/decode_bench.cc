@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <bit>
+#include <cstring>
 #include <random>
 #include <unordered_map>
 #include <vector>
@@ -27,6 +28,7 @@ class DecodeBenchScheduler : public KvConnectorScheduler {
     const int first = num_local_tokens_.at(id) / block_size_;
     const int end = (num_local_tokens_.at(id) + num_external_tokens + block_size_ - 1) / block_size_;
     actions_.loads.push_back({id, 0, {blocks.begin() + first, blocks.begin() + end}, num_external_tokens, 0, ""});
+    actions_.before_step = true;
   }
 
   void on_computed(RequestId, std::span<const BlockId>, int) override {}
@@ -60,7 +62,13 @@ class DecodeBenchWorker : public KvConnectorWorker {
 
   void start(const kv::KvActions& actions) override {
     for (const kv::KvAction& load : actions.loads) {
-      for (const BlockId block : load.blocks) fill(block);
+      for (size_t first = 0, end = 0; first < load.blocks.size(); first = end) {
+        end = first + 1;
+        while (end < load.blocks.size() && end - first < kMostBlocks && load.blocks[end] == load.blocks[end - 1] + 1) {
+          ++end;
+        }
+        fill(load.blocks[first], end - first);
+      }
     }
   }
 
@@ -70,30 +78,45 @@ class DecodeBenchWorker : public KvConnectorWorker {
   void set_wake(std::function<void()>) override {}
 
  private:
-  void fill(BlockId block) {
+  // Blocks that follow each other, in every layer.
+  void fill(BlockId first, size_t num_blocks) {
+    if (values_.empty()) draw();
+    const size_t value_bytes = dtype_bytes(layers_.front().rows.dtype);
+    const size_t block_bytes = values_per_block_ * value_bytes;
     for (const CacheLayer& layer : layers_) {
-      const size_t first = block * values_per_block_;
-      for (size_t i = first; i < first + values_per_block_; ++i) {
-        const float value = options_.fill_std == 0.0 ? static_cast<float>(options_.fill_mean) : draw();
-        if (layer.rows.dtype == DType::kF32) {
-          static_cast<float*>(layer.rows.data)[i] = value;
-        } else {
-          static_cast<uint16_t*>(layer.rows.data)[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
-        }
-      }
+      offset_ = (offset_ + kStride) % kNumOffsets;  // other values in every layer and block
+      std::byte* to = static_cast<std::byte*>(layer.rows.data) + first * block_bytes;
+      const std::byte* from = values_.data() + offset_ * value_bytes;
+      layer.write ? layer.write(to, from, num_blocks * block_bytes)
+                  : static_cast<void>(std::memcpy(to, from, num_blocks * block_bytes));
     }
   }
 
-  float draw() {
+  // Values are drawn once: a value for every row of a large cache would take minutes.
+  void draw() {
+    std::mt19937 random;  // the same rows in every run
     std::normal_distribution<float> normal(static_cast<float>(options_.fill_mean),
                                            static_cast<float>(options_.fill_std));
-    return normal(random_);
+    const size_t num_values = kNumOffsets + kMostBlocks * values_per_block_;
+    const bool f32 = layers_.front().rows.dtype == DType::kF32;
+    values_.resize(num_values * (f32 ? sizeof(float) : sizeof(uint16_t)));
+    for (size_t i = 0; i < num_values; ++i) {
+      const float value = options_.fill_std == 0.0 ? static_cast<float>(options_.fill_mean) : normal(random);
+      const auto bf16 = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+      f32 ? std::memcpy(&values_[i * sizeof(value)], &value, sizeof(value))
+          : std::memcpy(&values_[i * sizeof(bf16)], &bf16, sizeof(bf16));
+    }
   }
+
+  static constexpr size_t kMostBlocks = 16;  // that are written at once
+  static constexpr size_t kNumOffsets = 1 << 18;
+  static constexpr size_t kStride = 100'003;  // a prime
 
   DecodeBenchOptions options_;
   std::vector<CacheLayer> layers_;
   size_t values_per_block_ = 0;
-  std::mt19937 random_;  // the same rows in every run
+  std::vector<std::byte> values_;
+  size_t offset_ = 0;
 };
 
 }  // namespace

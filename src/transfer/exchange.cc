@@ -77,6 +77,8 @@ class RunningExchange : public Exchange {
     fits.emplace_back("num_layers (with the MTP module's)", std::to_string(g.num_layers));
     fits.emplace_back("kv_lora_rank", std::to_string(g.kv_lora_rank));
     fits.emplace_back("qk_rope_head_dim", std::to_string(g.qk_rope_head_dim));
+    // A GPU's rows are of other kernels, and fp8_activations auto is something else there.
+    fits.emplace_back("cache memory", layers.empty() || layers.front().gpu < 0 ? "host" : "GPU");
     block_bytes_ = g.bytes_per_block();
     welcome_ = encode(OwnerWelcome{options_.engine_id, fits, g.num_blocks, mover_->metadata()});
     return {};

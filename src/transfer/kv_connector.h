@@ -30,9 +30,12 @@ using kv::KvConnectorScheduler;
 struct CacheLayer {
   Tensor rows;
   int memory_fd = -1;  // of the file the rows are in, from its start; -1: none
+  int gpu = -1;        // whose memory they are in; -1: host memory
+  // Host bytes into the rows, behind the steps that were begun and before those to come.
+  std::function<void(void* to, const void* from, size_t num_bytes)> write;
 };
 
-// Executor thread only, except set_wake.
+// One thread at a time, except set_wake.
 class KvConnectorWorker {
  public:
   virtual ~KvConnectorWorker() = default;
@@ -40,10 +43,11 @@ class KvConnectorWorker {
   virtual Status register_cache(const kv::CacheGeometry& geometry, std::span<const CacheLayer> layers) = 0;
   // What a peer's cache must be like to be read, by name; complete once the cache is registered. Empty: it reads none.
   virtual std::vector<std::pair<std::string, std::string>> compatibility() const { return {}; }
-  virtual void start(const kv::KvActions& actions) = 0;  // before the forward pass
-  virtual void wait_for_layer(int layer) = 0;            // parked; only for requests that load inside the step
-  virtual void layer_done(int layer) = 0;                // its rows are written and may be sent
-  virtual kv::KvProgress poll() = 0;                     // after the forward pass; never waits
+  // Once the step before is over. The step that brought them may have begun, unless they say before_step.
+  virtual void start(const kv::KvActions& actions) = 0;
+  virtual void wait_for_layer(int layer) = 0;  // parked; only for requests that load inside the step
+  virtual void layer_done(int layer) = 0;      // its rows are written and may be sent
+  virtual kv::KvProgress poll() = 0;           // after the forward pass; never waits
   // Called, from any thread, whenever poll() has something new: an engine without tokens to compute parks until then.
   virtual void set_wake(std::function<void()> wake) = 0;
 };

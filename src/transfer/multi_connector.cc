@@ -49,6 +49,7 @@ class MultiScheduler : public KvConnectorScheduler {
       take(actions.loads, out.loads, i);
       take(actions.saves, out.saves, i);
       out.cancels.insert(out.cancels.end(), actions.cancels.begin(), actions.cancels.end());
+      out.before_step |= actions.before_step;
     }
     return out;
   }

@@ -16,6 +16,7 @@ struct NixlLibrary {
   static constexpr int kDone = 0;
   static constexpr int kInProgress = 1;
   static constexpr int kDram = 0;
+  static constexpr int kVram = 1;
   static constexpr int kRead = 0;
 
   struct AgentConfig {  // nixl_capi_agent_config_t of NIXL 1.4

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 
 #include "base/log.h"
@@ -17,13 +18,25 @@ using Clock = std::chrono::steady_clock;
 // A peer that is gone is told by its backend; one that hangs is given up after this.
 constexpr auto kReadDeadline = std::chrono::seconds(20);
 
+constexpr const char* kNoVram =
+    " for GPU memory: its UCX needs libcuda.so.1 and libnvidia-ml.so.1 on the library path, and cuda_ipc or a NIC in "
+    "UCX_TLS where that is set";
+
 struct AgentCard {
   std::string metadata;             // NIXL's own
   std::vector<uint64_t> addresses;  // of each layer
+  int32_t gpu = -1;                 // whose memory they are in; -1: host memory
 };
 auto fields(AgentCard& c) {
-  return std::tie(c.metadata, c.addresses);
+  return std::tie(c.metadata, c.addresses, c.gpu);
 }
+
+// Of every layer of a cache, in NIXL's words.
+struct Memory {
+  explicit Memory(int gpu) : kind(gpu < 0 ? NixlLibrary::kDram : NixlLibrary::kVram), device(std::max(0, gpu)) {}
+  int kind;
+  uint64_t device;
+};
 
 Status check(int status, const char* what) {
   if (status >= 0) return {};
@@ -45,16 +58,18 @@ struct Agent {
 
 class NixlPeer : public PeerCache {
  public:
-  NixlPeer(std::shared_ptr<Agent> agent, std::string name, std::vector<uint64_t> addresses)
-      : agent_(std::move(agent)), name_(std::move(name)), addresses_(std::move(addresses)) {}
+  NixlPeer(std::shared_ptr<Agent> agent, std::string name, AgentCard card)
+      : agent_(std::move(agent)), name_(std::move(name)), addresses_(std::move(card.addresses)), memory_(card.gpu) {}
   ~NixlPeer() override { agent_->nixl->invalidate_remote_md(agent_->agent, name_.c_str()); }
   const std::string& name() const { return name_; }
   uint64_t address(size_t layer) const { return addresses_[layer]; }
+  const Memory& memory() const { return memory_; }
 
  private:
   std::shared_ptr<Agent> agent_;
   std::string name_;
   std::vector<uint64_t> addresses_;
+  Memory memory_;
 };
 
 class NixlTransfer : public BlockTransfer {
@@ -71,17 +86,17 @@ class NixlTransfer : public BlockTransfer {
   }
 
   Status begin(const NixlPeer& peer, std::span<const BlockRun> runs, std::span<const uint64_t> layers,
-               size_t block_bytes) {
+               const Memory& memory, size_t block_bytes) {
     const NixlLibrary& nixl = *agent_->nixl;
-    MANTA_TRY(check(nixl.create_xfer_dlist(NixlLibrary::kDram, &local_), "create_xfer_dlist"));
-    MANTA_TRY(check(nixl.create_xfer_dlist(NixlLibrary::kDram, &remote_), "create_xfer_dlist"));
+    MANTA_TRY(check(nixl.create_xfer_dlist(memory.kind, &local_), "create_xfer_dlist"));
+    MANTA_TRY(check(nixl.create_xfer_dlist(peer.memory().kind, &remote_), "create_xfer_dlist"));
     for (size_t layer = 0; layer < layers.size(); ++layer) {
       for (const BlockRun& run : runs) {
         const size_t bytes = run.count * block_bytes;
         const uint64_t to = layers[layer] + run.local * block_bytes;
         const uint64_t from = peer.address(layer) + run.remote * block_bytes;
-        MANTA_TRY(check(nixl.xfer_dlist_add_desc(local_, to, bytes, 0), "xfer_dlist_add_desc"));
-        MANTA_TRY(check(nixl.xfer_dlist_add_desc(remote_, from, bytes, 0), "xfer_dlist_add_desc"));
+        MANTA_TRY(check(nixl.xfer_dlist_add_desc(local_, to, bytes, memory.device), "xfer_dlist_add_desc"));
+        MANTA_TRY(check(nixl.xfer_dlist_add_desc(remote_, from, bytes, peer.memory().device), "xfer_dlist_add_desc"));
       }
     }
     const int made = nixl.create_xfer_req(agent_->agent, NixlLibrary::kRead, local_, remote_, peer.name().c_str(),
@@ -139,20 +154,25 @@ class NixlMover : public BlockMover {
   Status register_cache(const kv::CacheGeometry& geometry, std::span<const CacheLayer> layers) override {
     const NixlLibrary& nixl = *agent_->nixl;
     block_bytes_ = geometry.bytes_per_block_and_layer();
+    const int gpu = layers.empty() ? -1 : layers.front().gpu;
+    memory_ = Memory(gpu);
     Handle list = nullptr;
-    MANTA_TRY(check(nixl.create_reg_dlist(NixlLibrary::kDram, &list), "create_reg_dlist"));
+    MANTA_TRY(check(nixl.create_reg_dlist(memory_.kind, &list), "create_reg_dlist"));
     for (const CacheLayer& layer : layers) {
       const auto address = reinterpret_cast<uintptr_t>(layer.rows.data);
       layers_.push_back(address);
-      MANTA_TRY(check(nixl.reg_dlist_add_desc(list, address, block_bytes_ * geometry.num_blocks, 0, nullptr, 0),
-                      "reg_dlist_add_desc"));
+      const size_t bytes = block_bytes_ * geometry.num_blocks;
+      MANTA_TRY(check(nixl.reg_dlist_add_desc(list, address, bytes, memory_.device, nullptr, 0), "reg_dlist_add_desc"));
     }
-    MANTA_TRY(check(nixl.register_mem(agent_->agent, list, agent_->args), "register_mem"));
+    if (const Status made = check(nixl.register_mem(agent_->agent, list, agent_->args), "register_mem"); !made.ok()) {
+      if (gpu < 0) return made;
+      return error(made.error().code, made.error().message + kNoVram);
+    }
     nixl.destroy_reg_dlist(list);
     void* bytes = nullptr;
     size_t num_bytes = 0;
     MANTA_TRY(check(nixl.get_local_md(agent_->agent, &bytes, &num_bytes), "get_local_md"));
-    card_ = pack_message(AgentCard{{static_cast<const char*>(bytes), num_bytes}, layers_});
+    card_ = pack_message(AgentCard{{static_cast<const char*>(bytes), num_bytes}, layers_, gpu});
     std::free(bytes);
     return {};
   }
@@ -168,14 +188,14 @@ class NixlMover : public BlockMover {
     char* name = nullptr;
     MANTA_TRY(check(agent_->nixl->load_remote_md(agent_->agent, card.metadata.data(), card.metadata.size(), &name),
                     "load_remote_md"));
-    auto peer = std::make_unique<NixlPeer>(agent_, name, std::move(card.addresses));
+    auto peer = std::make_unique<NixlPeer>(agent_, name, std::move(card));
     std::free(name);
     return std::unique_ptr<PeerCache>(std::move(peer));
   }
 
   Result<std::unique_ptr<BlockTransfer>> read(PeerCache& peer, std::span<const BlockRun> runs) override {
     auto transfer = std::make_unique<NixlTransfer>(agent_);
-    MANTA_TRY(transfer->begin(static_cast<NixlPeer&>(peer), runs, layers_, block_bytes_));
+    MANTA_TRY(transfer->begin(static_cast<NixlPeer&>(peer), runs, layers_, memory_, block_bytes_));
     return std::unique_ptr<BlockTransfer>(std::move(transfer));
   }
 
@@ -183,6 +203,7 @@ class NixlMover : public BlockMover {
   std::shared_ptr<Agent> agent_ = std::make_shared<Agent>();
   size_t block_bytes_ = 0;
   std::vector<uint64_t> layers_;
+  Memory memory_{-1};
   std::string card_;
 };
 

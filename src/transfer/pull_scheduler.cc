@@ -75,7 +75,9 @@ class PullScheduler : public KvConnectorScheduler {
 
   void on_preempted(RequestId id) override {
     const Entry& entry = entries_.at(id);
-    if (entry.params.do_remote_decode) save(id, entry, OfferNote::Kind::kRestarted, {}, 0);
+    if (!entry.params.do_remote_decode) return;
+    save(id, entry, OfferNote::Kind::kRestarted, {}, 0);
+    actions_.before_step = true;
   }
 
   kv::KvActions build_actions() override { return std::exchange(actions_, {}); }
@@ -100,6 +102,7 @@ class PullScheduler : public KvConnectorScheduler {
     const auto node = entries_.extract(id);
     const TransferParams& p = node.mapped().params;
     if (p.do_remote_prefill || p.do_remote_decode) actions_.cancels.push_back(id);
+    actions_.before_step |= p.do_remote_decode;
   }
 
  private:

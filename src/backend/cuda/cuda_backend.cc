@@ -247,7 +247,7 @@ Status CudaBackend::make_cache(const kv::CacheGeometry& g) {
   for (int layer = 0; layer < g.num_layers; ++layer) {
     MANTA_ASSIGN(Tensor rows,
                  cache_memory_.allocate("the KV cache", g.dtype, {g.num_blocks, g.block_size, g.row_size()}));
-    cache_.push_back({rows});
+    cache_.push_back({.rows = rows, .gpu = 0});
   }
   geometry_ = g;
   MANTA_ASSIGN(host::SlotTable table, host::SlotTable::make(shape_, limits_, g));
@@ -259,6 +259,12 @@ Status CudaBackend::make_cache(const kv::CacheGeometry& g) {
     MANTA_TRY(buffers_.back()->init(shape_, limits_, slots_.block_tables()));
   }
   return check_cuda(cudaDeviceSynchronize(), "the KV cache");
+}
+
+void CudaBackend::write_cache(void* to, const void* from, size_t num_bytes) {
+  // From memory that is not page-locked: staged before this returns.
+  const cudaError_t code = cudaMemcpyAsync(to, from, num_bytes, cudaMemcpyHostToDevice, stream_);
+  if (code != cudaSuccess) fault(check_cuda(code, "rows into the KV cache").error());
 }
 
 Result<std::unique_ptr<Activations>> CudaBackend::make_activations() {

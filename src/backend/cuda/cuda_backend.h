@@ -103,6 +103,7 @@ class CudaBackend : public Backend {
   size_t workspace_bytes() const override;
   Status make_cache(const kv::CacheGeometry& geometry) override;
   KvLayer cache_layer(int layer) override { return cache_.at(layer); }
+  void write_cache(void* to, const void* from, size_t num_bytes) override;
   Result<std::unique_ptr<Activations>> make_activations() override;
   Lane& lane(int microbatch) override { return *lanes_.at(microbatch); }
   Result<std::unique_ptr<ep::ExpertTransport>> make_transport(const ep::TransportOptions& options) override;
