@@ -130,7 +130,7 @@ class Rank {
                          {.max_num_seqs = o.batch, .max_num_tokens = o.batch, .max_model_len = blocks * kBlock}));
     map_ = take(ep::linear_expert_map(model::num_moe_rows(config_.shape), 256, kRedundant, kRanks, {}));
     const auto begin = Clock::now();
-    const auto source = model::make_dummy_weights(config_, 1);
+    const auto source = model::make_dummy_weights(config_, 1, backend_->caps().makes_random_weights);
     weights_ = take(model::load_weights(config_, *source, *backend_, {.experts = {&map_, 0, kRanks}}));
     fmt::print("{}: weights {:.1f} GB in {:.1f} s\n", backend_->caps().description, weights_->num_bytes / 1e9,
                std::chrono::duration<double>(Clock::now() - begin).count());

@@ -30,13 +30,14 @@
 namespace manta::backend {
 
 struct Caps {
-  std::string name;                 // "ref", "cpu", "cuda"
-  std::string description;          // "cpu (2 threads, avx512_bf16)"
-  DType cache_dtype = DType::kF32;  // of latent rows
-  DType wire_dtype = DType::kF32;   // of rows handed to an ExpertTransport
-  bool can_capture = false;         // run() with a GraphKey replays
-  bool batch_invariant = true;      // a row's value does not depend on its neighbours
-  int max_steps_in_flight = 1;      // steps that may be planned and run before the oldest is finished
+  std::string name;                   // "ref", "cpu", "cuda"
+  std::string description;            // "cpu (2 threads, avx512_bf16)"
+  DType cache_dtype = DType::kF32;    // of latent rows
+  DType wire_dtype = DType::kF32;     // of rows handed to an ExpertTransport
+  bool can_capture = false;           // run() with a GraphKey replays
+  bool batch_invariant = true;        // a row's value does not depend on its neighbours
+  bool makes_random_weights = false;  // pack() takes a WeightView::random
+  int max_steps_in_flight = 1;        // steps that may be planned and run before the oldest is finished
   ep::ExpertLayout decode_layout = ep::ExpertLayout::kContiguous;
 };
 

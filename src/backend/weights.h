@@ -4,8 +4,10 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "backend/random_values.h"
 #include "base/tensor.h"
 
 namespace manta::backend {
@@ -25,6 +27,7 @@ enum class WeightRole {
 struct WeightView {
   Tensor data;
   Tensor scale_inv;
+  std::optional<RandomMatrix> random;  // data.data is null: pack() makes the values (Caps::makes_random_weights)
 };
 
 class PackedWeight {

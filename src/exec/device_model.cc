@@ -138,7 +138,7 @@ Status DeviceModel::load_weights() {
   }
   std::unique_ptr<model::WeightSource> source;
   if (options_.load_format == "dummy") {
-    source = model::make_dummy_weights(config_, options_.seed);
+    source = model::make_dummy_weights(config_, options_.seed, backend_->caps().makes_random_weights);
   } else {
     MANTA_ASSIGN(source, model::open_checkpoint(options_.model, config_));
   }

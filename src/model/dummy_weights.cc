@@ -5,20 +5,14 @@
 
 namespace manta::model {
 
+using backend::mix64;
 using backend::WeightRole;
 
 namespace {
 
-uint64_t mix(uint64_t x) {  // splitmix64
-  x += 0x9e3779b97f4a7c15ULL;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
-
 uint64_t hash_name(std::string_view name, uint64_t seed) {
-  uint64_t h = mix(seed);
-  for (const char c : name) h = mix(h ^ static_cast<unsigned char>(c));
+  uint64_t h = mix64(seed);
+  for (const char c : name) h = mix64(h ^ static_cast<unsigned char>(c));
   return h;
 }
 
@@ -37,32 +31,12 @@ float e4m3_rms() {
 }
 
 void random_fp8(uint64_t key, std::vector<uint64_t>& words) {
-  constexpr uint64_t kLow = 0x7f7f7f7f7f7f7f7fULL, kOne = 0x0101010101010101ULL;
-  for (size_t i = 0; i < words.size(); ++i) {
-    const uint64_t x = mix(key + i);
-    const uint64_t is_nan = (((x & kLow) + kOne) >> 7) & kOne;  // per byte: its low seven bits are all ones
-    words[i] = x & ~is_nan;
-  }
+  for (size_t i = 0; i < words.size(); ++i) words[i] = backend::random_fp8_word(key, i);
 }
 
-uint16_t to_bf16(float x) {
-  uint32_t bits = 0;
-  std::memcpy(&bits, &x, sizeof bits);
-  return static_cast<uint16_t>(bits >> 16);
-}
-
-// Uniform around `center` with standard deviation `deviation`.
 void random_bf16(uint64_t key, float center, float deviation, std::vector<uint64_t>& words) {
-  const float step = 2.0f * std::sqrt(3.0f) * deviation / 65536.0f;
-  for (size_t i = 0; i < words.size(); ++i) {
-    uint64_t x = mix(key + i);
-    uint64_t out = 0;
-    for (int lane = 0; lane < 64; lane += 16, x >>= 16) {
-      const float u = static_cast<float>(static_cast<int>(x & 0xffff) - 32768) + 0.5f;
-      out |= static_cast<uint64_t>(to_bf16(center + u * step)) << lane;
-    }
-    words[i] = out;
-  }
+  const float step = backend::uniform_step(deviation);
+  for (size_t i = 0; i < words.size(); ++i) words[i] = backend::random_bf16_word(key, i, center, step);
 }
 
 size_t num_elements(const std::vector<int64_t>& shape) {
@@ -71,14 +45,14 @@ size_t num_elements(const std::vector<int64_t>& shape) {
   return n;
 }
 
-Tensor as_tensor(std::vector<uint64_t>& words, DType dtype, const std::vector<int64_t>& shape) {
-  return shape.size() == 1 ? make_tensor(words.data(), dtype, {shape[0]})
-                           : make_tensor(words.data(), dtype, {shape[0], shape[1]});
+Tensor as_tensor(void* data, DType dtype, const std::vector<int64_t>& shape) {
+  return shape.size() == 1 ? make_tensor(data, dtype, {shape[0]}) : make_tensor(data, dtype, {shape[0], shape[1]});
 }
 
 class DummyWeights : public WeightSource {
  public:
-  DummyWeights(const ModelConfig& config, uint64_t seed) : fp8_(config.quantization.fp8), seed_(seed) {}
+  DummyWeights(const ModelConfig& config, uint64_t seed, bool backend_makes_matrices)
+      : fp8_(config.quantization.fp8), seed_(seed), backend_makes_matrices_(backend_makes_matrices) {}
 
   Status check(const WeightSpec&) const override { return {}; }
   uint64_t read_order(const WeightSpec&) const override { return 0; }
@@ -88,25 +62,21 @@ class DummyWeights : public WeightSource {
   }
 
   Result<backend::WeightView> read(const WeightSpec& spec, ReadBuffer& buffer) const override {
+    const uint64_t key = hash_name(spec.name, seed_);
+    if (backend_makes_matrices_ && spec.shape.size() == 2) return described(spec, key, buffer);
     const size_t bytes = num_elements(spec.shape) * dtype_bytes(dtype(spec));
     buffer.data.resize((bytes + 7) / 8);
-    const uint64_t key = hash_name(spec.name, seed_);
     backend::WeightView weight;
-    weight.data = as_tensor(buffer.data, dtype(spec), spec.shape);
-    // Rows that keep the size of what passes through them, whatever the width.
-    const float deviation = spec.shape.size() == 2 ? 1.0f / std::sqrt(static_cast<float>(spec.shape[1])) : 0.0f;
-    switch (spec.role) {
-      case WeightRole::kNorm: random_bf16(key, 1.0f, 0.1f, buffer.data); break;
-      case WeightRole::kEmbedding: random_bf16(key, 0.0f, 1.0f, buffer.data); break;
-      case WeightRole::kBias: fill_bias(key, spec.shape[0], buffer); break;
-      default:
-        if (is_fp8(spec)) {
-          random_fp8(key, buffer.data);
-          fill_scales(spec, deviation, buffer);
-          weight.scale_inv = as_tensor(buffer.scales, DType::kF32, spec.scale_shape());
-        } else {
-          random_bf16(key, 0.0f, deviation, buffer.data);
-        }
+    weight.data = as_tensor(buffer.data.data(), dtype(spec), spec.shape);
+    if (spec.role == WeightRole::kNorm) {
+      random_bf16(key, 1.0f, 0.1f, buffer.data);
+    } else if (spec.role == WeightRole::kBias) {
+      fill_bias(key, spec.shape[0], buffer);
+    } else if (is_fp8(spec)) {
+      random_fp8(key, buffer.data);
+      weight.scale_inv = make_scales(spec, buffer);
+    } else {
+      random_bf16(key, 0.0f, deviation(spec), buffer.data);
     }
     return weight;
   }
@@ -119,24 +89,39 @@ class DummyWeights : public WeightSource {
   }
   static void fill_bias(uint64_t key, int64_t n, ReadBuffer& buffer) {
     auto* bias = reinterpret_cast<float*>(buffer.data.data());
-    for (int64_t i = 0; i < n; ++i) bias[i] = static_cast<float>(mix(key + i) >> 40) * 0x1p-24f * 0.01f;
+    for (int64_t i = 0; i < n; ++i) bias[i] = static_cast<float>(mix64(key + i) >> 40) * 0x1p-24f * 0.01f;
   }
-  static void fill_scales(const WeightSpec& spec, float deviation, ReadBuffer& buffer) {
+  // Rows that keep the size of what passes through them, whatever the width.
+  static float deviation(const WeightSpec& spec) {
+    if (spec.role == WeightRole::kEmbedding) return 1.0f;
+    return spec.shape.size() == 2 ? 1.0f / std::sqrt(static_cast<float>(spec.shape[1])) : 0.0f;
+  }
+  Result<backend::WeightView> described(const WeightSpec& spec, uint64_t key, ReadBuffer& buffer) const {
+    backend::WeightView weight;
+    weight.data = as_tensor(nullptr, dtype(spec), spec.shape);
+    weight.random = backend::RandomMatrix{key, deviation(spec)};
+    if (is_fp8(spec)) weight.scale_inv = make_scales(spec, buffer);
+    return weight;
+  }
+  static Tensor make_scales(const WeightSpec& spec, ReadBuffer& buffer) {
     static const float rms = e4m3_rms();
     const size_t n = num_elements(spec.scale_shape());
     buffer.scales.resize((n + 1) / 2);
     auto* scales = reinterpret_cast<float*>(buffer.scales.data());
-    for (size_t i = 0; i < n; ++i) scales[i] = deviation / rms;
+    for (size_t i = 0; i < n; ++i) scales[i] = deviation(spec) / rms;
+    return as_tensor(scales, DType::kF32, spec.scale_shape());
   }
 
   bool fp8_;
   uint64_t seed_;
+  bool backend_makes_matrices_;
 };
 
 }  // namespace
 
-std::unique_ptr<WeightSource> make_dummy_weights(const ModelConfig& config, uint64_t seed) {
-  return std::make_unique<DummyWeights>(config, seed);
+std::unique_ptr<WeightSource> make_dummy_weights(const ModelConfig& config, uint64_t seed,
+                                                 bool backend_makes_matrices) {
+  return std::make_unique<DummyWeights>(config, seed, backend_makes_matrices);
 }
 
 }  // namespace manta::model

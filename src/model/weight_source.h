@@ -39,7 +39,9 @@ class WeightSource {
 Result<std::unique_ptr<WeightSource>> open_checkpoint(const std::string& folder, const ModelConfig& config);
 
 // Weights of the right shape, dtype and scale: each value depends on the seed, the tensor's name and its place only, so
-// every rank makes the same experts.
-std::unique_ptr<WeightSource> make_dummy_weights(const ModelConfig& config, uint64_t seed);
+// every rank makes the same experts. A backend that makes matrices itself (Caps::makes_random_weights) is told how: the
+// values are the same.
+std::unique_ptr<WeightSource> make_dummy_weights(const ModelConfig& config, uint64_t seed,
+                                                 bool backend_makes_matrices = false);
 
 }  // namespace manta::model

@@ -65,6 +65,9 @@ Result<const NixlLibrary*> NixlLibrary::open(const std::string& path) {
   // Its UCX looks at these when it is loaded; a user's own values stand. Without them its registration cache grows.
   ::setenv("UCX_RCACHE_MAX_UNRELEASED", "1024", 0);
   ::setenv("UCX_MEM_MMAP_HOOK_MODE", "none", 0);
+  // Reads of a GPU's memory by copies on the GPU, also without NVLink, as between engines of one GPU: what UCX would do
+  // there goes through the owner's process and a socket.
+  ::setenv("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "on", 0);
   void* library = ::dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
     return error(ErrorCode::kNotFound,

@@ -82,6 +82,7 @@ CudaBackend::CudaBackend(const BackendOptions& options, const cudaDeviceProp& de
   caps_.wire_dtype = DType::kBF16;
   caps_.can_capture = true;
   caps_.batch_invariant = false;
+  caps_.makes_random_weights = true;
   caps_.max_steps_in_flight = kMaxInFlight;
 }
 

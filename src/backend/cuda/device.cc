@@ -11,9 +11,14 @@ Status check_cuda(cudaError_t code, const char* what) {
 }
 
 Result<void*> DeviceMemory::allocate_bytes(const char* what, size_t num_bytes) {
+  MANTA_ASSIGN(void* data, allocate_unset(what, num_bytes));
+  MANTA_TRY(check_cuda(cudaMemset(data, 0, room_for(num_bytes)), what));
+  return data;
+}
+
+Result<void*> DeviceMemory::allocate_unset(const char* what, size_t num_bytes) {
   void* data = nullptr;
-  // A little more than asked for: kernels read whole 16-byte pieces.
-  const size_t rounded = (num_bytes + 511) / 256 * 256;
+  const size_t rounded = room_for(num_bytes);
   if (const cudaError_t code = cudaMalloc(&data, rounded); code != cudaSuccess) {
     cudaGetLastError();
     size_t free = 0, total = 0;
@@ -25,7 +30,6 @@ Result<void*> DeviceMemory::allocate_bytes(const char* what, size_t num_bytes) {
   }
   blocks_.push_back(data);
   num_bytes_ += rounded;
-  MANTA_TRY(check_cuda(cudaMemset(data, 0, rounded), what));
   return data;
 }
 

@@ -32,6 +32,10 @@ class DeviceMemory {
   // kResourceExhausted when the device has no room, naming `what`, its bytes and what is free.
   Result<Tensor> allocate(const char* what, DType dtype, std::initializer_list<int64_t> shape);
   Result<void*> allocate_bytes(const char* what, size_t num_bytes);
+  // Not filled: room_for(num_bytes) bytes, of which those beyond num_bytes must be zero before they are read.
+  Result<void*> allocate_unset(const char* what, size_t num_bytes);
+  // A little more than asked for: kernels read whole 16-byte pieces.
+  static size_t room_for(size_t num_bytes) { return (num_bytes + 511) / 256 * 256; }
   size_t num_bytes() const { return num_bytes_; }
   void clear();
 

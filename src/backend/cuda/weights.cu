@@ -1,4 +1,7 @@
+#include <algorithm>
+
 #include "backend/cuda/common.cuh"
+#include "backend/cuda/weight_upload.h"
 #include "backend/cuda/weights.h"
 
 namespace manta::backend::cuda {
@@ -35,7 +38,29 @@ __global__ void split_kernel(const __grid_constant__ SplitKvUp a) {
   }
 }
 
+template <bool kFp8>
+__global__ void random_kernel(uint64_t* to, size_t num_bytes, uint64_t key, float step) {
+  const size_t stride = size_t{gridDim.x} * blockDim.x, num_words = num_bytes / 8;
+  const auto word = [=](size_t i) { return kFp8 ? random_fp8_word(key, i) : random_bf16_word(key, i, 0.0f, step); };
+  const size_t first = size_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  for (size_t i = first; i < num_words; i += stride) to[i] = word(i);
+  if (first < num_bytes % 8) {
+    reinterpret_cast<uint8_t*>(to + num_words)[first] = static_cast<uint8_t>(word(num_words) >> 8 * first);
+  }
+}
+
 }  // namespace
+
+void fill_random_words(void* to, DType dtype, size_t num_bytes, const RandomMatrix& values, cudaStream_t stream) {
+  constexpr int kThreads = 256, kMostBlocks = 1024;
+  const int blocks = static_cast<int>(std::clamp<size_t>(num_bytes / 8 / kThreads, 1, kMostBlocks));
+  auto* words = static_cast<uint64_t*>(to);
+  if (dtype == DType::kF8E4M3) {
+    random_kernel<true><<<blocks, kThreads, 0, stream>>>(words, num_bytes, values.key, 0.0f);
+  } else {
+    random_kernel<false><<<blocks, kThreads, 0, stream>>>(words, num_bytes, values.key, uniform_step(values.deviation));
+  }
+}
 
 void split_kv_up(const SplitKvUp& a, cudaStream_t stream) {
   const dim3 grid((a.latent + kSide - 1) / kSide, (a.nope + a.v + kSide - 1) / kSide, a.heads);
