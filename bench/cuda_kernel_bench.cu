@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "backend/cuda/attention/attention.h"
+#include "backend/cuda/attention/prefill.h"
 #include "backend/cuda/common.cuh"
 #include "backend/cuda/gemm/tile_gemm.h"
 #include "backend/cuda/tensor_map.h"
@@ -399,7 +400,14 @@ void run_attention(int rows, int context, double peer_us, bool uneven = false) {
   a.max_extra_items = num_multiprocessors;
   auto* items = device<int4>(rows + a.max_extra_items);
   auto* pieces = device<int2>(rows);
-  plan_mla({a.positions, rows, num_multiprocessors / mla_blocks_per_item(kHeads), a.max_extra_items, items, pieces},
+  a.num_planned = rows;
+  plan_mla({.positions = a.positions,
+            .num_rows = rows,
+            .num_planned = rows,
+            .num_slots = num_multiprocessors / mla_blocks_per_item(kHeads),
+            .max_extra_items = a.max_extra_items,
+            .items = items,
+            .row_pieces = pieces},
            nullptr);
   a.partial_out = device<float>(int64_t{2} * a.max_extra_items * kHeads * 512);
   a.partial_lse = device<float>(int64_t{2} * a.max_extra_items * kHeads);
@@ -425,6 +433,143 @@ void run_attention(int rows, int context, double peer_us, bool uneven = false) {
   report("mla B=" + std::to_string(rows) + " context=" + std::to_string(context) + (uneven ? " uneven" : ""), t,
          2.0 * kHeads * seen * (576 + 512), seen * kWidth * 2 + double(n) * 2 + double(rows) * kHeads * kWidth * 2,
          peer_us, error);
+  free_all();
+}
+
+// ---- prefill -----------------------------------------------------------------------------------------------------
+
+// Absorbed and in float32, for `rows` of one sequence: what expanding must come to.
+__global__ void prefill_reference(PrefillPassLaunch p, int first_latent, int first_position, const int32_t* rows,
+                                  bf16* out) {
+  __shared__ float query[576], weights[128], sums[512], scratch[33];
+  const int row = rows[blockIdx.x], head = blockIdx.y, position = first_position + row;
+  const bf16* q = p.q + (int64_t{row} * p.heads + head) * 192;
+  for (int c = threadIdx.x; c < 576; c += 128) {
+    float sum = 0.0f;
+    if (c < 512) {
+      const bf16* w = p.key_up + (int64_t{head} * 512 + c) * 128;
+      for (int i = 0; i < 128; ++i) sum += __bfloat162float(w[i]) * __bfloat162float(q[i]);
+    } else {
+      sum = __bfloat162float(q[128 + c - 512]);
+    }
+    query[c] = sum;
+  }
+  float acc[4] = {}, max = -INFINITY, total = 0.0f;
+  for (int first = 0; first <= position; first += 128) {
+    __syncthreads();
+    const int at = first + threadIdx.x;
+    float score = -INFINITY;
+    if (at <= position) {
+      score = 0.0f;
+      const bf16* latent = p.latents + int64_t{first_latent + at} * 576;
+      for (int c = 0; c < 576; ++c) score += query[c] * __bfloat162float(latent[c]);
+      score *= p.softmax_scale;
+    }
+    float best = warp_max(score);
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = best;
+    __syncthreads();
+    for (int w = 0; w < 4; ++w) best = fmaxf(best, scratch[w]);
+    best = fmaxf(best, max);
+    const float shrink = expf(max - best);
+    max = best;
+    weights[threadIdx.x] = at <= position ? expf(score - max) : 0.0f;
+    __syncthreads();
+    total *= shrink;
+    for (float& x : acc) x *= shrink;
+    for (int i = 0; i < 128 && first + i <= position; ++i) {
+      total += weights[i];
+      const bf16* latent = p.latents + int64_t{first_latent + first + i} * 576;
+      for (int j = 0; j < 4; ++j) acc[j] += weights[i] * __bfloat162float(latent[threadIdx.x + j * 128]);
+    }
+  }
+  for (int j = 0; j < 4; ++j) sums[threadIdx.x + j * 128] = acc[j] / total;
+  __syncthreads();
+  const bf16* w = p.value_up + (int64_t{head} * 128 + threadIdx.x) * 512;
+  float sum = 0.0f;
+  for (int c = 0; c < 512; ++c) sum += __bfloat162float(w[c]) * sums[c];
+  out[(int64_t{blockIdx.x} * p.heads + head) * 128 + threadIdx.x] = __float2bfloat16_rn(sum);
+}
+
+__global__ void take_rows(const bf16* from, const int32_t* rows, int width, bf16* to) {
+  for (int i = threadIdx.x; i < width; i += 256) {
+    to[int64_t{blockIdx.x} * width + i] = from[int64_t{rows[blockIdx.x]} * width + i];
+  }
+}
+
+void run_prefill(int sequences, int length, double attention_us, double up_us) {
+  constexpr int kHeads = 128, kBlock = 64;
+  const int t = sequences * length, blocks_per_row = length / kBlock + 1;
+  std::vector<manta::backend::host::Piece> pieces;
+  std::vector<int32_t> tables(sequences * blocks_per_row), sampled;
+  for (int i = 0; i < sequences; ++i) {
+    manta::backend::host::Piece piece;
+    piece.slot = i;
+    piece.first_row = i * length;
+    piece.num_rows = length;
+    piece.first_position = 0;
+    pieces.push_back(piece);
+    for (int b = 0; b < blocks_per_row; ++b) tables[i * blocks_per_row + b] = b * sequences + i;
+  }
+  const PrefillPlan plan = plan_prefill(pieces, t, (t + 127) / 128 * 128);
+  if (plan.passes.size() != 1 || plan.num_absorbed > 0) throw std::runtime_error("a plan of one pass is what is timed");
+  const auto upload = [](const auto& from) {
+    using T = std::decay_t<decltype(from[0])>;
+    auto* to = device<T>(from.size());
+    check(cudaMemcpy(to, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
+    return to;
+  };
+  PrefillPassLaunch p;
+  p.cache = random_values<bf16>(int64_t{sequences} * blocks_per_row * kBlock * 576, 1.0f);
+  p.block_tables = upload(tables);
+  p.max_blocks = blocks_per_row;
+  p.block_size = kBlock;
+  p.segments = upload(plan.segments);
+  p.num_segments = static_cast<int>(plan.segments.size());
+  p.num_rows = plan.passes[0].num_rows;
+  p.key_up = random_values<bf16>(int64_t{kHeads} * 512 * 128, 0.05f);
+  p.value_up = random_values<bf16>(int64_t{kHeads} * 512 * 128, 0.05f);
+  p.heads = kHeads;
+  p.q = random_values<bf16>(int64_t{t} * kHeads * 192, 1.0f);
+  p.num_q_rows = t;
+  p.items = upload(plan.items);
+  p.num_items = static_cast<int>(plan.items.size());
+  p.softmax_scale = 0.1f;
+  p.out = device<bf16>(int64_t{t} * kHeads * 128);
+  p.latents = device<bf16>(int64_t{p.num_rows} * 576);
+  p.keys = device<bf16>(int64_t{p.num_rows} * kHeads * 128);
+  p.values = device<bf16>(int64_t{p.num_rows} * kHeads * 128);
+  p.lse = device<float>(int64_t{t} * kHeads);
+  p.next_item = device<int32_t>(1);
+  check(cudaMemset(p.out, 0x7f, int64_t{t} * kHeads * 128 * 2));
+  gather_latents(p, nullptr);
+  expand_latents(p, nullptr);
+  attend_expanded(p, nullptr);
+  check(cudaDeviceSynchronize());
+  for (int i = 0; i < 64; ++i) sampled.push_back((i * 7919 + 13) % length);
+  sampled[0] = 0;
+  sampled[1] = length - 1;
+  double error = 0;
+  const auto* rows = upload(sampled);
+  auto *expected = device<bf16>(64 * kHeads * 128), *got = device<bf16>(64 * kHeads * 128);
+  for (int i = 0; i < sequences; ++i) {
+    PrefillPassLaunch of_sequence = p;
+    of_sequence.q += int64_t{i} * length * kHeads * 192;
+    prefill_reference<<<dim3(64, kHeads), 128>>>(of_sequence, plan.segments[i].row, 0, rows, expected);
+    take_rows<<<64, 256>>>(p.out + int64_t{i} * length * kHeads * 128, rows, kHeads * 128, got);
+    check(cudaDeviceSynchronize());
+    error = std::max(error, relative_error(got, expected, 64 * kHeads * 128));
+  }
+  const std::string shape = " " + std::to_string(sequences) + " x " + std::to_string(length);
+  const double pairs = sequences * (double(length) * length / 2);
+  report("prefill gather" + shape, time_launches([&](int, cudaStream_t s) { gather_latents(p, s); }), 0,
+         double(p.num_rows) * 576 * 4, 0, error);
+  report("prefill expand" + shape, time_launches([&](int, cudaStream_t s) { expand_latents(p, s); }),
+         2.0 * p.num_rows * 512 * 256 * kHeads, double(p.num_rows) * (576 * 2 + kHeads * 256 * 2), up_us, error);
+  report("prefill attend" + shape, time_launches([&](int, cudaStream_t s) {
+           check(cudaMemsetAsync(p.next_item, 0, 4, s));
+           attend_expanded(p, s);
+         }),
+         2.0 * kHeads * pairs * 320, double(t) * kHeads * (192 + 128 + 128 + 128) * 2, attention_us, error);
   free_all();
 }
 
@@ -473,7 +618,7 @@ int main(int argc, char** argv) try {
   check(cudaGetDeviceProperties(&device, 0));
   std::printf("%s; peers: DeepGEMM, cuBLAS, FlashMLA on an H200\n", device.name);
   if (const Status status = prepare_tensor_maps(); !status.ok()) throw std::runtime_error(status.error().message);
-  if (prepare_tile_gemm() != 0 || prepare_mla() != 0) throw std::runtime_error("prepare");
+  if (prepare_tile_gemm() != 0 || prepare_mla() != 0 || prepare_prefill() != 0) throw std::runtime_error("prepare");
   if (argc > 1 && std::string(argv[1]) == "--all-cuts") {
     all_cuts = true;
     --argc;
@@ -487,6 +632,12 @@ int main(int argc, char** argv) try {
   };
   for (const Attention& a : kAttentions) {
     if (wanted("mla")) run_attention(a.rows, a.context, a.peer_us, a.uneven);
+  }
+  if (wanted("prefill")) {
+    run_prefill(1, 4096, 978.2, 0);
+    run_prefill(2, 4096, 2286.8, 295.5 + 203.1);
+    run_prefill(3, 1000, 0, 0);
+    run_prefill(1, 16384, 15988, 0);
   }
   for (const Product& p : kProducts) {
     if (wanted(p.name)) run_product(p);

@@ -63,6 +63,7 @@ struct StageCase {
   DType weight_dtype = DType::kF8E4M3;  // of the linear layers
   bool one_expert_takes_all = false;    // the correction bias sends every token to the same experts
   int num_threads = 2;
+  int max_model_len = kMaxModelLen;
 };
 
 std::vector<StageCase> stage_cases();

@@ -20,7 +20,6 @@ namespace manta::backend::testing {
 namespace {
 
 constexpr int kBlockSize = 16;
-constexpr int kMaxModelLen = StageCase::kMaxModelLen;
 
 // One backend with everything it needs.
 struct Rig {
@@ -132,7 +131,7 @@ class CaseRun {
 
 std::vector<int> CaseRun::blocks_of(int slice) const {
   // Blocks in falling order, so that a sequence is nowhere contiguous.
-  const int per_slot = (kMaxModelLen + kBlockSize - 1) / kBlockSize;
+  const int per_slot = (case_.max_model_len + kBlockSize - 1) / kBlockSize;
   std::vector<int> blocks(per_slot);
   for (int i = 0; i < per_slot; ++i) blocks[i] = (slice + 1) * per_slot - 1 - i;
   return blocks;
@@ -146,14 +145,14 @@ void CaseRun::set_up(Rig& rig, const std::function<Result<std::unique_ptr<Backen
   const int rows = std::max({num_rows(), case_.padded_num_tokens, 1}) + 3;  // some that no step uses
   const Limits limits = {.max_num_seqs = static_cast<int>(case_.slices.size()) + 1,
                          .max_num_tokens = rows,
-                         .max_model_len = kMaxModelLen,
+                         .max_model_len = case_.max_model_len,
                          .num_speculative_tokens = 1};
   Status status = rig.backend->init(case_.shape, limits);
   ASSERT_TRUE(status.ok()) << status.error().message;
   rig.model = RandomWeights(case_.shape, case_.weight_dtype, 1).pack(*rig.backend, bias_);
   const kv::CacheGeometry geometry = {
       .num_layers = case_.shape.num_layers(),
-      .num_blocks = limits.max_num_seqs * ((kMaxModelLen + kBlockSize - 1) / kBlockSize),
+      .num_blocks = limits.max_num_seqs * ((case_.max_model_len + kBlockSize - 1) / kBlockSize),
       .block_size = kBlockSize,
       .kv_lora_rank = case_.shape.kv_lora_rank,
       .qk_rope_head_dim = case_.shape.qk_rope_head_dim,
@@ -214,7 +213,7 @@ void CaseRun::admit(Rig& rig) {
     admitted.push_back({slot, tokens[i], static_cast<int>(tokens[i].size()), blocks[i], &greedy});
     if (s.decode) {
       first.push_back({.slot = slot, .num_rows = 1, .first_position = s.history - 1, .samples = true});
-      second.push_back({.slot = slot, .num_rows = s.num_rows, .max_seq_len = kMaxModelLen});
+      second.push_back({.slot = slot, .num_rows = s.num_rows, .max_seq_len = case_.max_model_len});
     } else {
       second.push_back({.slot = slot, .num_rows = s.num_rows, .first_position = s.history, .samples = true});
     }

@@ -128,6 +128,7 @@ Result<std::unique_ptr<Backend>> CudaBackend::make(const BackendOptions& options
   MANTA_TRY(prepare_tensor_maps());
   MANTA_TRY(check_cuda(static_cast<cudaError_t>(prepare_block_gemm()), "the GEMM kernels"));
   MANTA_TRY(check_cuda(static_cast<cudaError_t>(prepare_mla()), "the attention kernels"));
+  MANTA_TRY(check_cuda(static_cast<cudaError_t>(prepare_prefill()), "the prefill kernels"));
   return std::unique_ptr<Backend>(std::move(backend));
 }
 
@@ -227,7 +228,8 @@ DeviceMemoryBytes CudaBackend::device_memory() const {
 
 size_t CudaBackend::workspace_bytes() const {
   const int blocks = max_blocks_per_seq(limits_, geometry_.block_size > 0 ? geometry_.block_size : 64);
-  const size_t per_microbatch = CudaActivations::num_bytes(shape_, limits_) + StepBuffers::num_bytes(shape_, limits_);
+  const size_t per_microbatch =
+      CudaActivations::num_bytes(shape_, limits_) + StepBuffers::num_bytes(shape_, limits_, max_prefill_rows());
   return lane_bytes_ + tables_.num_bytes() + DeviceSlots::num_bytes(shape_, limits_, blocks) +
          per_microbatch * limits_.num_microbatches;
 }
@@ -257,7 +259,7 @@ Status CudaBackend::make_cache(const kv::CacheGeometry& g) {
   buffers_.clear();
   for (int i = 0; i < limits_.num_microbatches; ++i) {
     buffers_.push_back(std::make_unique<StepBuffers>());
-    MANTA_TRY(buffers_.back()->init(shape_, limits_, slots_.block_tables()));
+    MANTA_TRY(buffers_.back()->init(shape_, limits_, slots_.block_tables(), max_prefill_rows()));
   }
   return check_cuda(cudaDeviceSynchronize(), "the KV cache");
 }

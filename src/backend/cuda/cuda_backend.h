@@ -15,6 +15,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/attention/attention.h"
+#include "backend/cuda/attention/prefill.h"
 #include "backend/cuda/device_slots.h"
 #include "backend/cuda/gemm/block_gemm.h"
 #include "backend/cuda/norm/norm.h"
@@ -149,6 +150,12 @@ class CudaBackend : public Backend {
   CudaBackend(const BackendOptions& options, const cudaDeviceProp& device);
   Status init_lane(StageLane& lane);
   bool plans_attention() const { return mla_takes(shape_.kv_lora_rank, shape_.qk_rope_head_dim, geometry_.block_size); }
+  // Rows of expanded keys and values that fit the memory of absorbed queries and results: prefill expands there once
+  // the absorbed rows of a step are done. 0: no expanding.
+  int max_prefill_rows() const;
+  void attend_absorbed(StageLane& lane, const StepView& view, const AttnWeights& w, const KvLayer& cache);
+  void attend_passes(StageLane& lane, const StepView& view, const AttnWeights& w, const KvLayer& cache);
+  void rotate_and_absorb(StageLane& lane, const StepView& view, const AttnWeights& w);
   int64_t inner_rows() const;  // rows of experts that a pass takes
   Status attach_expert_map(const ep::ExpertMap& map);
   Status sync_expert_map();

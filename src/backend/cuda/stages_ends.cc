@@ -8,8 +8,12 @@ void CudaBackend::gather_inputs(Lane& lane, const StepView& view) {
   auto& l = static_cast<StageLane&>(lane);
   cuda::gather_inputs(buffers_[view.microbatch]->gather(view, slots_.arrays(), geometry_.block_size), l.stream);
   if (!plans_attention()) return;
+  const StepBuffers& buffers = *buffers_[view.microbatch];
   plan_mla({.positions = view.positions.as<int32_t>(),
+            .row_req = view.row_req.as<int32_t>(),
+            .is_expanded = buffers.prefill().passes.empty() ? nullptr : buffers.is_expanded(),
             .num_rows = view.num_tokens,
+            .num_planned = buffers.prefill().num_absorbed,
             .num_slots = std::max(1, num_multiprocessors_ / mla_blocks_per_item(shape_.num_attention_heads)),
             .max_extra_items = num_multiprocessors_,
             .items = l.scratch.mla_items,

@@ -15,16 +15,20 @@ int64_t logprob_rows(const Limits& l) {
 
 }  // namespace
 
-size_t StepBuffers::num_bytes(const ModelShape& s, const Limits& l) {
+size_t StepBuffers::num_bytes(const ModelShape& s, const Limits& l, int max_prefill_rows) {
+  const PrefillBounds bounds = prefill_bounds(l.max_num_tokens, l.max_model_len, max_prefill_rows);
+  const size_t prefill = bounds.segments * sizeof(KvSegment) + bounds.items * sizeof(PrefillItem);
   const size_t tokens = l.max_num_tokens, seqs = l.max_num_seqs;
   const size_t per_row = (2 * (1 + kMaxLogprobs) + 1) * sizeof(int32_t);
-  return tokens * 9 * sizeof(int32_t) + seqs * (words(s) + 2 * s.vocab_size + 12 + 1 + l.num_speculative_tokens) * 4 +
-         (logprob_rows(l) + tokens) * per_row;
+  return tokens * 9 * sizeof(int32_t) + seqs * (words(s) + 2 * s.vocab_size + 13 + 1 + l.num_speculative_tokens) * 4 +
+         (logprob_rows(l) + tokens) * per_row + prefill;
 }
 
-Status StepBuffers::init(const ModelShape& shape, const Limits& limits, const Tensor& block_tables) {
+Status StepBuffers::init(const ModelShape& shape, const Limits& limits, const Tensor& block_tables,
+                         int max_prefill_rows) {
   shape_ = shape;
   limits_ = limits;
+  max_prefill_rows_ = max_prefill_rows;
   const int64_t tokens = limits.max_num_tokens, seqs = limits.max_num_seqs;
   const int64_t max_rows = 1 + limits.num_speculative_tokens;
   StepView& v = full_;
@@ -65,6 +69,10 @@ Status StepBuffers::init_sampling(const ModelShape& shape, const Limits& limits)
   MANTA_TRY(take(num_slices_, 1));
   MANTA_TRY(take(has_bitmask_, seqs));
   MANTA_TRY(take(faults_, 2 * seqs));
+  const PrefillBounds bounds = prefill_bounds(limits.max_num_tokens, limits.max_model_len, max_prefill_rows_);
+  MANTA_TRY(take(segments_, bounds.segments));
+  MANTA_TRY(take(items_, bounds.items));
+  MANTA_TRY(take(is_expanded_, seqs));
   MANTA_TRY(take(targets_, tokens));
   MANTA_TRY(take(num_best_, tokens));
   for (auto& [rows, n] : {std::pair{&sampled_, logprob_rows(limits)}, std::pair{&prompt_results_, tokens}}) {
@@ -103,6 +111,7 @@ StepView StepBuffers::put(const StepInputs& inputs, const StepView& host_view, s
     copy(v.sample.*t, host_view.sample.*t, v.sample.num_slices);
   }
   upload.put(num_slices_, int32_t{v.sample.num_slices});
+  put_prefill(pieces, v.num_tokens, upload);
 
   std::vector<int32_t> first_row, first_position, max_seq_len, has_bitmask(v.sample.num_slices, 0);
   std::vector<int32_t> targets, num_best(v.num_logit_rows, 0);
@@ -135,6 +144,14 @@ StepView StepBuffers::put(const StepInputs& inputs, const StepView& host_view, s
     upload.put(num_best_, num_best.data(), num_best.size());
   }
   return v;
+}
+
+void StepBuffers::put_prefill(std::span<const host::Piece> pieces, int num_rows, Upload& upload) {
+  prefill_ = plan_prefill(pieces, num_rows, max_prefill_rows_);
+  if (prefill_.passes.empty()) return;
+  upload.put(segments_, prefill_.segments.data(), prefill_.segments.size());
+  upload.put(items_, prefill_.items.data(), prefill_.items.size());
+  upload.put(is_expanded_, prefill_.is_expanded.data(), prefill_.is_expanded.size());
 }
 
 StepView StepBuffers::bounds(const StepView& view) const {

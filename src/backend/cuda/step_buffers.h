@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cuda/attention/prefill_plan.h"
 #include "backend/cuda/sample/sample.h"
 #include "backend/cuda/upload.h"
 #include "backend/host/step_builder.h"
@@ -14,8 +15,9 @@ namespace manta::backend::cuda {
 
 class StepBuffers {
  public:
-  Status init(const ModelShape& shape, const Limits& limits, const Tensor& block_tables);
-  static size_t num_bytes(const ModelShape& shape, const Limits& limits);
+  // max_prefill_rows: see plan_prefill.
+  Status init(const ModelShape& shape, const Limits& limits, const Tensor& block_tables, int max_prefill_rows);
+  static size_t num_bytes(const ModelShape& shape, const Limits& limits, int max_prefill_rows);
 
   // The host's view of a microbatch and its pieces -> the same on the device.
   StepView put(const StepInputs& inputs, const StepView& host_view, std::span<const host::Piece> pieces,
@@ -29,6 +31,12 @@ class StepBuffers {
   PromptLogprobs prompts(const StepView& view, const Tensor& logits) const;
   bool has_prompts() const { return has_prompts_; }
 
+  // How the rows of the last put() attend; its tables on the device.
+  const PrefillPlan& prefill() const { return prefill_; }
+  const KvSegment* segments() const { return segments_; }
+  const PrefillItem* items() const { return items_; }
+  const int32_t* is_expanded() const { return is_expanded_; }
+
   // Of the last put(): where the results stand.
   const LogprobRows& sampled() const { return sampled_; }
   const LogprobRows& prompt_results() const { return prompt_results_; }
@@ -36,6 +44,7 @@ class StepBuffers {
 
  private:
   Status init_sampling(const ModelShape& shape, const Limits& limits);
+  void put_prefill(std::span<const host::Piece> pieces, int num_rows, Upload& upload);
 
   ModelShape shape_;
   Limits limits_;
@@ -48,6 +57,11 @@ class StepBuffers {
   float* scratch_ = nullptr;
   int32_t* marks_ = nullptr;
   bool has_prompts_ = false;
+  int max_prefill_rows_ = 0;
+  PrefillPlan prefill_;
+  KvSegment* segments_ = nullptr;
+  PrefillItem* items_ = nullptr;
+  int32_t* is_expanded_ = nullptr;  // [R]
 };
 
 }  // namespace manta::backend::cuda

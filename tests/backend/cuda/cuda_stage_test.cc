@@ -61,6 +61,23 @@ StageCase v3_case() {
   return c;
 }
 
+// V3's heads with little else: prefill rows attend expanded or absorbed as their numbers say.
+StageCase prefill_case(std::string name, std::vector<CaseSlice> slices) {
+  StageCase c = v3_case();
+  c.name = std::move(name);
+  ModelShape& s = c.shape;
+  s.vocab_size = 517;
+  s.hidden_size = 512;
+  s.intermediate_size = 256;
+  s.moe_intermediate_size = 128;
+  s.num_attention_heads = 32;
+  s.q_lora_rank = 384;
+  c.slices = std::move(slices);
+  c.padded_num_tokens = 0;
+  c.max_model_len = s.max_position_embeddings = 2048;
+  return c;
+}
+
 class CudaStages : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(CudaStages, MatchRef) {
@@ -71,6 +88,29 @@ TEST_P(CudaStages, MatchRef) {
 TEST_P(CudaStages, MatchRefAtV3Dimensions) {
   SKIP_WITHOUT_GPU();
   run_stage_case(v3_case(), subject(GetParam()));
+}
+
+// Memory for expanded keys is that of absorbed queries: here 3.5 rows of context for each row of a step.
+TEST_P(CudaStages, PrefillMatchesRef) {
+  SKIP_WITHOUT_GPU();
+  const std::vector<CaseSlice> lists[] = {
+      {{0, 127}},                           // a tile of queries, not full
+      {{0, 300}},                           // three
+      {{0, 128}, {0, 129}, {0, 255}},       // sequences side by side
+      {{40, 200}, {0, 130}},                // a cached prefix
+      {{1500, 250}},                        // a context of three passes
+      {{1500, 250}, {0, 130}, {300, 200}},  // the second sequence is cut where its own rows begin to see
+      {{77, 2, true}, {0, 200}, {5, 9}, {300, 2, true}, {30, 230}, {16, 1, true}},  // beside rows that stay absorbed
+      {{1900, 70}, {0, 130}},  // a short suffix of a long prefix stays absorbed
+  };
+  for (const auto& slices : lists) {
+    std::string name = "prefill";
+    for (const CaseSlice& s : slices) name += " " + std::to_string(s.history) + "+" + std::to_string(s.num_rows);
+    run_stage_case(prefill_case(name, slices), subject(GetParam()));
+  }
+  StageCase padded = prefill_case("prefill, padded", {{0, 150}, {60, 1, true}});
+  padded.padded_num_tokens = 160;
+  run_stage_case(padded, subject(GetParam()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Fp8, CudaStages, ::testing::Values("none", "dynamic"),

@@ -41,8 +41,11 @@ void write_latents(const WriteLatents& a, cudaStream_t stream);
 // of all rows, so a replayed step has the plan of an eager one padded alike.
 constexpr int kMlaTile = 64, kMaxMlaPieces = 32;
 struct MlaPlan {
-  const int32_t* positions = nullptr;  // [T]; row at position p sees [0, p], -1 nothing
+  const int32_t* positions = nullptr;    // [T]; row at position p sees [0, p], -1 nothing
+  const int32_t* row_req = nullptr;      // [T]
+  const int32_t* is_expanded = nullptr;  // by request: its rows are prefill.h's and get no item; null: none are
   int num_rows = 0;
+  int num_planned = 0;      // rows that get items
   int num_slots = 0;        // items that run at a time
   int max_extra_items = 0;  // beyond one a row
   int4* items =
@@ -65,6 +68,7 @@ struct MlaAttention {
   int block_size = 0;
   float softmax_scale = 0;
   int num_rows = 0, heads = 0, rope = 0, latent = 0;
+  int num_planned = 0;          // rows that have items
   const int4* items = nullptr;  // of the step's plan; null: plain loops, for dimensions that mla_takes refuses
   const int2* row_pieces = nullptr;
   int max_extra_items = 0;

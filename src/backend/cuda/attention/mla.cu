@@ -410,7 +410,7 @@ __global__ void __launch_bounds__(kThreads, 1) mla_kernel(const __grid_constant_
 __global__ void __launch_bounds__(256) combine_kernel(const __grid_constant__ MlaAttention a) {
   const int64_t row = blockIdx.x;
   const int2 pieces = a.row_pieces[row];
-  if (pieces.y <= 1) return;
+  if (pieces.y <= 1) return;  // rows of other kernels have none
   const int lane = threadIdx.x % 32;
   for (int head = blockIdx.y * 8 + threadIdx.x / 32; head < a.heads; head += gridDim.y * 8) {
     const auto at = [&](int i) { return int64_t{pieces.x + i} * a.heads + head; };
@@ -454,7 +454,7 @@ int mla_blocks_per_item(int heads) {
 }
 
 void mla_attention(const MlaAttention& a, cudaStream_t stream) {
-  if (a.num_rows == 0) return;
+  if (a.num_rows == 0 || (a.items != nullptr && a.num_planned == 0)) return;
   if (a.items == nullptr) return mla_plain(a, stream);
   constexpr int kWidth = kLatent + kRope;
   MlaLaunch launch;
@@ -477,7 +477,7 @@ void mla_attention(const MlaAttention& a, cudaStream_t stream) {
   launch.rope_map = encode_map(cache);
   cache.box_planes = 4;
   launch.half_map = encode_map(cache);
-  const dim3 grid(mla_blocks_per_item(a.heads), a.num_rows + a.max_extra_items);
+  const dim3 grid(mla_blocks_per_item(a.heads), a.num_planned + a.max_extra_items);
   mla_kernel<<<grid, kThreads, kSharedBytes, stream>>>(launch);
   if (a.max_extra_items > 0) combine_kernel<<<dim3(a.num_rows, (a.heads + 7) / 8), 256, 0, stream>>>(a);
 }
