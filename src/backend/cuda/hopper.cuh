@@ -13,6 +13,20 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+__device__ __forceinline__ float load_shared(uint32_t address) {
+  float x;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address));
+  return x;
+}
+
+// True for one lane of a warp, all of which must ask. The compiler knows that what follows is one thread's: it keeps
+// the operands of copies in uniform registers, where else it makes a loop around each that takes longer than the copy.
+__device__ __forceinline__ bool elect_one() {
+  uint32_t elected = 0;
+  asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\n@one mov.s32 %0, 1;\n}" : "+r"(elected));
+  return elected != 0;
+}
+
 // ---- mbarriers ---------------------------------------------------------------------------------------------------
 
 // Waits and arrivals order shared memory of the block alone: what the copy engine and products need. A scope of the

@@ -4,7 +4,6 @@
 // is cut evenly among the blocks. A block keeps its unit's 128 KB of weights in shared memory and lets latents stream
 // by; two warpgroups take row tiles in turns, so that one writes its results while the other's products run.
 #include "backend/cuda/attention/prefill.h"
-#include "backend/cuda/attention/wgmma_rows.cuh"
 #include "backend/cuda/common.cuh"
 #include "backend/cuda/hopper.cuh"
 #include "backend/cuda/tensor_map.h"
@@ -119,9 +118,9 @@ __device__ __forceinline__ void multiply_stage(ExpandShared& s, int i, float (&s
     for (int k = 0; k < 4; ++k) {
       const bool add = i + c + k > 0;
       if constexpr (kKeys) {
-        wgmma_bf16_n128_rows(sum, advanced(a, k * 32), advanced(rows_are_k(w, 64 * 128), k * 16 * 128), add);
+        wgmma_bf16_rows(sum, advanced(a, k * 32), advanced(rows_are_k(w, 64 * 128), k * 16 * 128), add);
       } else {
-        wgmma_bf16_n128(sum, advanced(a, k * 32), advanced(k_major(w), k * 32), add);
+        wgmma_bf16(sum, advanced(a, k * 32), advanced(k_major(w), k * 32), add);
       }
     }
   }

@@ -154,7 +154,7 @@ __device__ __forceinline__ void start_scores(MlaShared& s, float (&score)[32], i
     const int c = step < 4 ? w * 4 + step : step < 8 ? (1 - w) * 4 + step - 4 : 8;
     const uint64_t q = k_major(s.q[c]), k = k_major(s.kv[w][c]);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) wgmma_bf16_n64(score, advanced(q, i * 32), advanced(k, i * 32), step + i > 0);
+    for (int i = 0; i < 4; ++i) wgmma_bf16(score, advanced(q, i * 32), advanced(k, i * 32), step + i > 0);
   }
   wgmma_commit();
 }
@@ -225,7 +225,7 @@ __device__ __forceinline__ void add_own(MlaShared& s, Sums& sums, uint32_t (&wei
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
     const uint32_t p[4] = {weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3]};
-    wgmma_bf16_n256_rows(sums.out, p, rows_are_k(s.kv[w][w * 4] + k * 16 * 128, kPieceBytes), true);
+    wgmma_bf16_rows(sums.out, p, rows_are_k(s.kv[w][w * 4] + k * 16 * 128, kPieceBytes), true);
   }
   wgmma_commit();
 }
@@ -243,7 +243,7 @@ __device__ __forceinline__ void add_other(MlaShared& s, Sums& sums, float scale)
   const uint64_t p = k_major(s.kv[other][8]);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    wgmma_bf16_n256_rows(sums.out, advanced(p, k * 32), rows_are_k(s.kv[other][w * 4] + k * 16 * 128, kPieceBytes),
+    wgmma_bf16_rows(sums.out, advanced(p, k * 32), rows_are_k(s.kv[other][w * 4] + k * 16 * 128, kPieceBytes),
                          true);
   }
   wgmma_commit();

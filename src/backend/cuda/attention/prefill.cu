@@ -5,7 +5,6 @@
 // tensor cores, in which the other makes its weights, about 800. Blocks stay and take the next item from a counter,
 // longest first within a head; the heads that run at a time share their keys in L2.
 #include "backend/cuda/attention/prefill.h"
-#include "backend/cuda/attention/wgmma_rows.cuh"
 #include "backend/cuda/common.cuh"
 #include "backend/cuda/hopper.cuh"
 #include "backend/cuda/tensor_map.h"
@@ -157,7 +156,7 @@ __device__ __forceinline__ void start_scores(const ScoreOperands& of, float (&sc
   for (int c = 0; c < 3; ++c) {
     const uint64_t q = k_major_of(of.q[c]), k = k_major_of(of.k[c]);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) wgmma_bf16_n128(score, advanced(q, i * 32), advanced(k, i * 32), c + i > 0);
+    for (int i = 0; i < 4; ++i) wgmma_bf16(score, advanced(q, i * 32), advanced(k, i * 32), c + i > 0);
   }
   wgmma_commit();
 }
@@ -170,7 +169,7 @@ __device__ __forceinline__ void start_values(uint32_t values, Sums& sums, uint32
 #pragma unroll
   for (int k = 0; k < kTile / 16; ++k) {
     const uint32_t p[4] = {weights[4 * k], weights[4 * k + 1], weights[4 * k + 2], weights[4 * k + 3]};
-    wgmma_bf16_n128_rows(sums.out, p, advanced(v, k * 16 * 128), true);
+    wgmma_bf16_rows(sums.out, p, advanced(v, k * 16 * 128), true);
   }
   wgmma_commit();
 }

@@ -29,7 +29,7 @@ struct GemmWeight {
   const float* scale = nullptr;       // [ceil(n/128), ceil(k/128)], FP8 only
   const CUtensorMap* maps = nullptr;  // in device memory, one for each of kWeightBoxRows; null: none can be made
 };
-constexpr int kWeightBoxRows[] = {128, 96, 192, 64, 32};
+constexpr int kWeightBoxRows[] = {128, 192, 112, 96, 64, 32};
 constexpr int weight_map_index(int box_rows) {
   int i = 0;
   while (kWeightBoxRows[i] != box_rows) ++i;

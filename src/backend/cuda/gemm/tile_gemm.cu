@@ -61,7 +61,7 @@ double cost_of(const BlockGemm& g, bool grouped, const TileChoice& c) {
   constexpr double kL2 = 45, kDram = 2240;  // bytes a cycle: of a multiprocessor, of the device
   const int tiles = count_tiles(g, grouped, c), room = room_for(c.split);
   const double rounds = (tiles + room - 1) / room, busy = min(tiles, room) * c.split;
-  const double products = c.columns > 128 ? 1220 : 410 + 3 * c.columns;  // as measured
+  const double products = c.columns > 128 ? 1200 : 440 + 2 * c.columns;  // as measured
   const double l2 = (c.rows + c.columns) * double{kPieceBytes} / kL2;
   const double dram = c.columns * double{kPieceBytes} * busy / kDram;
   return rounds * (pieces_of(g) / c.split * max(products, max(l2, dram)) + 1000) + (c.split > 1 ? 4500 : 0);
@@ -88,9 +88,9 @@ int launch(const BlockGemm& g, const GemmWeight* weights, const TileChoice& choi
   config.gridDim = kGrouped ? room : choice.split > 1 ? tiles * choice.split : min(tiles, room);
   cudaLaunchAttribute cluster = {};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(choice.split), 1, 1};
+  cluster.val.clusterDim = {static_cast<unsigned>(l.split), 1, 1};
   config.attrs = &cluster;
-  config.numAttrs = choice.split > 1 ? 1 : 0;
+  config.numAttrs = l.split > 1 ? 1 : 0;
   return cudaLaunchKernelEx(&config, tile_gemm_kernel<Config, kGrouped>, l);
 }
 
@@ -99,6 +99,7 @@ int launch_fp8(const BlockGemm& g, const GemmWeight* weights, const TileChoice& 
   if (c.columns == 192) return launch<TileConfig<true, 1, 192>, kGrouped>(g, weights, c, stream);
   if (c.columns == 128) return launch<TileConfig<true, 1, 128>, kGrouped>(g, weights, c, stream);
   if constexpr (!kGrouped) {
+    if (c.columns == 112) return launch<TileConfig<true, 1, 112>, false>(g, weights, c, stream);
     if (c.columns == 64) return launch<TileConfig<true, 1, 64>, false>(g, weights, c, stream);
     if (c.columns == 32) return launch<TileConfig<true, 1, 32>, false>(g, weights, c, stream);
   }
@@ -139,7 +140,7 @@ bool tile_gemm_takes(const BlockGemm& g, const GemmWeight* weights, bool grouped
     return false;
   }
   if (g.num_batches > 1 && g.k % (fp8 ? 128 : 64) != 0) return false;
-  if (fp8 && !can_map(scales_of_a(g, grouped))) return false;
+  if (fp8 && (pieces_of(g) > kMaxPieces || !can_map(scales_of_a(g, grouped)))) return false;
   return can_map(shape_of_a(g, grouped));
 }
 
@@ -147,8 +148,8 @@ TileChoice choose_tiles(const BlockGemm& g, bool grouped) {
   TileChoice best;
   double least = 0;
   const bool tall = !is_fp8(g) && g.m > 128;
-  for (const int columns : {192, 128, 96, 64, 32}) {
-    if (columns != 128 && (!is_fp8(g) || (grouped && columns < 96))) continue;
+  for (const int columns : {192, 128, 112, 96, 64, 32}) {
+    if (columns != 128 && (!is_fp8(g) || (grouped && (columns < 96 || columns == 112)))) continue;
     for (const int split : {1, 2, 4}) {
       const TileChoice c = {tall ? 256 : 128, columns, split};
       // A tile that is shared along k is a block's only one.
@@ -175,10 +176,11 @@ void tile_gemm(const BlockGemm& g, const GemmWeight* weights, bool grouped, cons
 
 int prepare_tile_gemm() {
   for (const auto one : {prepare<TileConfig<true, 1, 192>, false>, prepare<TileConfig<true, 1, 128>, false>,
-                         prepare<TileConfig<true, 1, 96>, false>, prepare<TileConfig<true, 1, 64>, false>,
-                         prepare<TileConfig<true, 1, 32>, false>, prepare<TileConfig<true, 1, 192>, true>,
-                         prepare<TileConfig<true, 1, 128>, true>, prepare<TileConfig<true, 1, 96>, true>,
-                         prepare<TileConfig<false, 1, 128>, false>, prepare<TileConfig<false, 2, 128>, false>}) {
+                         prepare<TileConfig<true, 1, 112>, false>, prepare<TileConfig<true, 1, 96>, false>,
+                         prepare<TileConfig<true, 1, 64>, false>, prepare<TileConfig<true, 1, 32>, false>,
+                         prepare<TileConfig<true, 1, 192>, true>, prepare<TileConfig<true, 1, 128>, true>,
+                         prepare<TileConfig<true, 1, 96>, true>, prepare<TileConfig<false, 1, 128>, false>,
+                         prepare<TileConfig<false, 2, 128>, false>}) {
     if (const int code = one(); code != 0) return code;
   }
   return count_clusters();

@@ -8,8 +8,8 @@ namespace manta::backend::cuda {
 
 constexpr int kMaxTileGroups = 32, kMaxTileWeights = 64;
 
-// How a product is cut: tiles of 128 x 32, 64, 96, 128, 192 (FP8), 128 or 256 x 128 (bf16). It changes no row's bits
-// except by `split`, whose parts are added up in the order of k.
+// How a product is cut: tiles of 128 x 32, 64, 96, 112, 128, 192 (FP8), 128 or 256 x 128 (bf16). It changes no row's
+// bits except by `split`, whose parts are added up in the order of k.
 struct TileChoice {
   int rows = 128;
   int columns = 128;

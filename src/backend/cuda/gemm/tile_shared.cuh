@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backend/cuda/common.cuh"
+#include "backend/cuda/gemm/group_rows.cuh"
 #include "backend/cuda/gemm/tile_gemm.h"
 #include "backend/cuda/hopper.cuh"
 
@@ -10,6 +11,7 @@ namespace manta::backend::cuda {
 constexpr int kPieceBytes = 128, kABoxRows = 128;
 // Scales of the rows of a tile; those of a group may start anywhere, copies at every fourth.
 constexpr int kScaleBox = kABoxRows + 4, kScaleStage = 160;
+constexpr int kMaxPieces = 144;  // of FP8 products: k up to 18432
 constexpr int kConsumers = 256, kTileThreads = 384;
 
 struct TileLaunch {
@@ -30,11 +32,25 @@ struct TileConfig {
   static constexpr int kPieceK = kFp8 ? 128 : 64, kElemBytes = kFp8 ? 1 : 2;
   static constexpr int kABytes = kBM * kPieceBytes, kWBytes = kBN * kPieceBytes;
   static constexpr int kStages = 200 * 1024 / (kABytes + kWBytes);
-  // Columns that share a scale of W: tiles that start inside a block see two blocks.
-  static constexpr int kScaleColumns = kBN == 96 ? 32 : kBN == 192 ? 64 : kBN;
+  // Columns that share a scale of W wherever the tile starts in a block of 128: a tile sees two blocks.
+  static constexpr int kScaleColumns = kBN == 112 ? 16 : kBN == 96 ? 32 : kBN == 192 ? 64 : kBN;
   static constexpr int kScales = kBN / kScaleColumns;
-  static constexpr bool kTwoDeep = kFp8 && kBN <= 128;  // products of which one is added up while the next runs
-  static constexpr int kSumStride = kBN + 8;            // floats, off the banks' period
+  static constexpr int kSumStride = kBN + 8;  // floats, off the banks' period
+};
+
+// Which tile of which group.
+struct Tile {
+  int group = 0, part = 0;
+  int m = 0;  // rows of the group; 0: no tile is left
+  int m0 = 0, n0 = 0;
+  int64_t a_first = 0, c_first = 0;
+  int batch = 0;
+};
+
+// The groups of a product, made once a block.
+struct TileGroups {
+  GroupRows rows[kMaxTileGroups];
+  int upto[kMaxTileGroups];  // tiles of this group and those before it
 };
 
 template <typename Config>
@@ -42,9 +58,13 @@ struct TileShared {
   uint8_t a[Config::kStages][Config::kABytes];
   uint8_t w[Config::kStages][Config::kWBytes];
   uint8_t out[kConsumers / 32][16 * 64];  // a warp's 16 rows x 32 bf16
-  alignas(128) float scale_a[Config::kStages][kScaleStage];
-  float scale_w[Config::kStages][4];
+  alignas(128) float scale_a[Config::kStages][Config::kRowTiles][kScaleStage];
   uint64_t full[Config::kStages], empty[Config::kStages];
+  // What is made, and what comes next: the tile and the scales of W for the two blocks of columns it sees.
+  Tile tile[2];
+  float scale_w[2][2][Config::kFp8 ? kMaxPieces : 1];
+  uint64_t tile_full[2], tile_empty[2];
+  TileGroups groups;
 };
 template <typename Config>
 constexpr int tile_smem_bytes() {
@@ -53,15 +73,6 @@ constexpr int tile_smem_bytes() {
                 Config::kStages * (Config::kABytes + Config::kWBytes));
   return sizeof(TileShared<Config>) + 1024;
 }
-
-// Which tile of which group.
-struct Tile {
-  int group = 0, part = 0;
-  int m = 0;  // rows of the group
-  int m0 = 0, n0 = 0;
-  int64_t a_first = 0, c_first = 0;
-  int batch = 0;
-};
 
 __device__ __forceinline__ void store_two(const BlockGemm& g, int64_t at, int left, float x, float y) {
   if (g.c_f32) {
@@ -104,10 +115,11 @@ __device__ __forceinline__ void store_sums(const TileLaunch& launch, TileShared<
   }
   uint8_t* out = s.out[warp];
 #pragma unroll
-  for (int unit = 0; unit < Config::kBN / 32; ++unit) {
+  for (int unit = 0; unit < (Config::kBN + 31) / 32; ++unit) {
+    constexpr int kGroups = Config::kBN / 8;
     __syncwarp();
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < min(4, kGroups - unit * 4); ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int r = lane / 4 + 8 * e, i = 4 * (unit * 4 + j) + 2 * e;
@@ -119,7 +131,7 @@ __device__ __forceinline__ void store_sums(const TileLaunch& launch, TileShared<
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int r = i * 8 + lane / 4, chunk = lane % 4, row = row0 + r;
-      if (row >= tile.m) continue;
+      if (row >= tile.m || unit * 4 + chunk >= kGroups) continue;
       const uint4 v = *reinterpret_cast<const uint4*>(out + r * 64 + ((chunk ^ (r / 2 & 3)) * 16));
       *reinterpret_cast<uint4*>(static_cast<bf16*>(g.c) + (tile.c_first + row) * g.c_stride + column0 + unit * 32 +
                                 chunk * 8) = v;
