@@ -90,11 +90,15 @@ def test_two_calls(colocated, mtp):
         every_byte_is_counted(prefill, decode)
 
 
-def pulled_again(prefill, decode, body, salt):
+def differences(some, others):
+    return sum(a != b for a, b in zip(some, others))
+
+
+def pulled_again(prefill, decode, body, salt, n):
     """The rows of `salt` that the prefill engine still has, pulled when nothing is computed any more."""
     first = {**body, "cache_salt": salt, "max_tokens": 1, "kv_transfer_params": {"do_remote_decode": True}}
     params = post(prefill.url, "/v1/completions", first)["kv_transfer_params"]
-    again = {**body, "cache_salt": salt + " again", "kv_transfer_params": params}
+    again = {**body, "cache_salt": f"{salt} again {n}", "kv_transfer_params": params}
     return post(decode.url, "/v1/completions", again)["choices"][0]["token_ids"]
 
 
@@ -112,10 +116,14 @@ def test_chunks_are_pulled_while_the_next_is_computed():
                 jobs = [pool.submit(early, prefill, decode, {**body, "cache_salt": salt}, salt, first)
                         for body, salt in zip(bodies, salts)]
                 tokens = [job.result()["choices"][0]["token_ids"] for job in jobs]
-            again = [pulled_again(prefill, decode, body, salt) for body, salt in zip(bodies, salts)]
-            different = [i for i in range(AT_ONCE) if tokens[i] != again[i]]
-            print(f"{first} first: {AT_ONCE - len(different)} of {AT_ONCE} prompts have the tokens of a later pull")
-            assert len(different) <= NEAR_TIES, f"{first} first: prompts {different}"
+            with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+                later = [list(pool.map(lambda job, n=n: pulled_again(prefill, decode, *job, n), zip(bodies, salts)))
+                         for n in range(3)]
+            # What batches change: rows that are surely right give other tokens where two come near each other.
+            noise = max(differences(later[0], later[1]), differences(later[0], later[2]))
+            different = min(differences(tokens, one) for one in later)
+            print(f"{first} first: {different} of {AT_ONCE} prompts differ from a later pull, later pulls in {noise}")
+            assert different <= noise + NEAR_TIES
         every_byte_is_counted(prefill, decode)
 
 

@@ -368,16 +368,18 @@ Status CudaBackend::fetch_results() {
 }
 
 Result<StepOutputs> CudaBackend::finish() {
-  if (planned_) {  // planned and not run: a step without rows, or one whose stages were called one by one
+  const auto oldest = [this]() -> StepResults* {
+    const std::lock_guard lock(mutex_);
+    return in_flight_.empty() ? nullptr : in_flight_.front();
+  };
+  StepResults* results = oldest();
+  // Only where nothing is in flight may planned_ be looked at: else another thread may be between plan() and run().
+  if (results == nullptr && planned_) {  // stages were called one by one
     planned_ = false;
     MANTA_TRY(fetch_results());
+    results = oldest();
   }
-  StepResults* results = nullptr;
-  {
-    const std::lock_guard lock(mutex_);
-    if (in_flight_.empty()) return error(ErrorCode::kFailedPrecondition, "finish without a step in flight");
-    results = in_flight_.front();
-  }
+  if (results == nullptr) return error(ErrorCode::kFailedPrecondition, "finish without a step in flight");
   auto out = results->take();
   const std::lock_guard lock(mutex_);
   in_flight_.pop_front();

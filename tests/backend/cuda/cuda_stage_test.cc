@@ -24,6 +24,13 @@ Subject subject(const std::string& fp8_activations) {
           .fp8_activations = fp8_activations};
 }
 
+// Expanded keys and values are rounded to bf16 on their way, as public prefill kernels' are; absorbed rows are not.
+Subject prefill_subject(const std::string& fp8_activations) {
+  Subject s = subject(fp8_activations);
+  s.bounds.stream = fp8_activations == "none" ? 1.5e-2 : 8e-2;
+  return s;
+}
+
 // All of V3 that a layer has, but 16 experts and an eighth of the vocabulary: ref holds everything in float32.
 StageCase v3_case() {
   StageCase c;
@@ -106,11 +113,11 @@ TEST_P(CudaStages, PrefillMatchesRef) {
   for (const auto& slices : lists) {
     std::string name = "prefill";
     for (const CaseSlice& s : slices) name += " " + std::to_string(s.history) + "+" + std::to_string(s.num_rows);
-    run_stage_case(prefill_case(name, slices), subject(GetParam()));
+    run_stage_case(prefill_case(name, slices), prefill_subject(GetParam()));
   }
   StageCase padded = prefill_case("prefill, padded", {{0, 150}, {60, 1, true}});
   padded.padded_num_tokens = 160;
-  run_stage_case(padded, subject(GetParam()));
+  run_stage_case(padded, prefill_subject(GetParam()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Fp8, CudaStages, ::testing::Values("none", "dynamic"),

@@ -243,8 +243,7 @@ __device__ __forceinline__ void add_other(MlaShared& s, Sums& sums, float scale)
   const uint64_t p = k_major(s.kv[other][8]);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    wgmma_bf16_rows(sums.out, advanced(p, k * 32), rows_are_k(s.kv[other][w * 4] + k * 16 * 128, kPieceBytes),
-                         true);
+    wgmma_bf16_rows(sums.out, advanced(p, k * 32), rows_are_k(s.kv[other][w * 4] + k * 16 * 128, kPieceBytes), true);
   }
   wgmma_commit();
 }
