@@ -48,12 +48,18 @@ int pieces_of(const BlockGemm& g) {
   return is_fp8(g) ? (g.k + 127) / 128 : (g.k + 63) / 64;
 }
 
-// Of a grouped product as if groups were half full.
-int count_tiles(const BlockGemm& g, bool grouped, const TileChoice& c) {
+constexpr int kBand = 8;  // row tiles that are walked together
+
+// Of a group of a grouped product, as if groups were half full.
+int tiles_above_each_other(const BlockGemm& g, bool grouped, const TileChoice& c) {
   const RowGroups& r = g.groups;
   const int rows = !grouped ? g.m : r.masked ? r.window_rows / 2 : r.window_rows / r.num_groups;
-  const int row_tiles = max(1, (rows + c.rows - 1) / c.rows) * (grouped ? r.num_groups : 1);
-  return row_tiles * ((g.n + c.columns - 1) / c.columns) * g.num_parts * g.num_batches;
+  return max(1, (rows + c.rows - 1) / c.rows);
+}
+
+int count_tiles(const BlockGemm& g, bool grouped, const TileChoice& c) {
+  const int groups = grouped ? g.groups.num_groups : g.num_batches;
+  return tiles_above_each_other(g, grouped, c) * groups * ((g.n + c.columns - 1) / c.columns) * g.num_parts;
 }
 
 // Clock cycles, roughly: rounds of tiles times the slowest of the warpgroups, L2 and DRAM for a piece.
@@ -61,9 +67,11 @@ double cost_of(const BlockGemm& g, bool grouped, const TileChoice& c) {
   constexpr double kL2 = 45, kDram = 2240;  // bytes a cycle: of a multiprocessor, of the device
   const int tiles = count_tiles(g, grouped, c), room = room_for(c.split);
   const double rounds = (tiles + room - 1) / room, busy = min(tiles, room) * c.split;
-  const double products = c.columns > 128 ? 1200 : 440 + 2 * c.columns;  // as measured
+  const double products = c.columns > 128 ? 1400 : 440 + 2 * c.columns;  // as measured
   const double l2 = (c.rows + c.columns) * double{kPieceBytes} / kL2;
-  const double dram = c.columns * double{kPieceBytes} * busy / kDram;
+  // Row tiles of a band read the same columns of W.
+  const int reads_w = min(tiles_above_each_other(g, grouped, c), kBand);
+  const double dram = c.columns * double{kPieceBytes} * busy / kDram / reads_w;
   return rounds * (pieces_of(g) / c.split * max(products, max(l2, dram)) + 1000) + (c.split > 1 ? 4500 : 0);
 }
 
@@ -77,7 +85,7 @@ int launch(const BlockGemm& g, const GemmWeight* weights, const TileChoice& choi
   if (Config::kFp8) l.a_scale_map = encode_map(scales_of_a(g, kGrouped));
   l.num_pieces = pieces_of(g);
   l.split = choice.split;
-  l.m_band = 8 / Config::kRowTiles;
+  l.m_band = kBand / Config::kRowTiles;
   l.wide_store = !g.c_f32 && g.c_stride % 8 == 0 && g.c_batch % 8 == 0 && reinterpret_cast<uintptr_t>(g.c) % 16 == 0 &&
                  (g.num_parts == 1 || g.n % 8 == 0);
   cudaLaunchConfig_t config = {};
