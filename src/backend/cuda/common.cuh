@@ -83,10 +83,6 @@ __device__ __forceinline__ void copy_async_8(void* to, const void* from, int byt
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(address), "l"(from), "r"(bytes));
 }
-__device__ __forceinline__ void copy_async_4(void* to, const void* from, int bytes) {
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(from), "r"(bytes));
-}
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;");
 }

@@ -46,9 +46,9 @@ __device__ __forceinline__ void barrier_arrive_expect(uint64_t* barrier, int byt
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                : "memory");
 }
-// One arrival when the thread's cp.async copies so far are there.
-__device__ __forceinline__ void barrier_arrive_copies(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+// One arrival of a warpgroup.
+__device__ __forceinline__ void release(uint64_t* barrier) {
+  if (threadIdx.x % 128 == 0) barrier_arrive(barrier);
 }
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, int parity) {
   asm volatile(

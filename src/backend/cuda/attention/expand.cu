@@ -4,6 +4,7 @@
 // is cut evenly among the blocks. A block keeps its unit's 128 KB of weights in shared memory and lets latents stream
 // by; two warpgroups take row tiles in turns, so that one writes its results while the other's products run.
 #include "backend/cuda/attention/prefill.h"
+#include "backend/cuda/attention/rows.cuh"
 #include "backend/cuda/common.cuh"
 #include "backend/cuda/hopper.cuh"
 #include "backend/cuda/tensor_map.h"
@@ -127,29 +128,16 @@ __device__ __forceinline__ void multiply_stage(ExpandShared& s, int i, float (&s
   wgmma_commit();
 }
 
-__device__ __forceinline__ void release(uint64_t* barrier) {
-  if (threadIdx.x % 128 == 0) barrier_arrive(barrier);
-}
-
 // 64 x 128 results of the warpgroup, which stand in one piece.
 __device__ __forceinline__ void store_tile(ExpandShared& s, int w, const float (&sum)[64], bf16* to) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
   uint8_t* out = s.out[w] + warp * 16 * 256;
-#pragma unroll
-  for (int n = 0; n < 16; ++n) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int r = lane / 4 + 8 * e;
-      *reinterpret_cast<__nv_bfloat162*>(out + r * 256 + ((n ^ (r & 7)) * 16) + lane % 4 * 4) =
-          __floats2bfloat162_rn(sum[4 * n + 2 * e], sum[4 * n + 2 * e + 1]);
-    }
-  }
+  put_rows(out, sum);
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const int r = i * 2 + lane / 16;
-    const uint4 v = *reinterpret_cast<const uint4*>(out + r * 256 + (((lane % 16) ^ (r & 7)) * 16));
-    *reinterpret_cast<uint4*>(to + (warp * 16 + r) * kColumns + lane % 16 * 8) = v;
+    *reinterpret_cast<uint4*>(to + (warp * 16 + r) * kColumns + lane % 16 * 8) = load_chunk(out, r, lane % 16);
   }
   __syncwarp();
 }

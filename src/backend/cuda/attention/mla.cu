@@ -10,6 +10,7 @@
 // columns (`early`), the other warpgroup with the other half and the weights (`late`): two barriers each way for each
 // tile.
 #include "backend/cuda/attention/attention.h"
+#include "backend/cuda/attention/rows.cuh"
 #include "backend/cuda/common.cuh"
 #include "backend/cuda/hopper.cuh"
 #include "backend/cuda/tensor_map.h"
@@ -93,11 +94,6 @@ __device__ void fetch(const MlaLaunch& launch, MlaShared& s, const Item& item) {
   }
 }
 
-// A half of a tile may be fetched again.
-__device__ __forceinline__ void release(uint64_t* barrier) {
-  if (threadIdx.x % 128 == 0) barrier_arrive(barrier);
-}
-
 // 16 rows of weights of this warp as products take them, from registers and for the other warpgroup.
 __device__ __forceinline__ void put_weights(const uint32_t (&p)[16], uint8_t* to) {
   const int lane = threadIdx.x % 32, row = threadIdx.x / 32 % 4 * 16 + lane / 4;
@@ -136,9 +132,7 @@ __device__ __forceinline__ void move_max(Sums& sums, const float (&now)[2], floa
     sums.max[e] = now[e];
     sums.total[e] *= shrink[e];
   }
-  if (!__any_sync(~0u, shrink[0] != 1.0f || shrink[1] != 1.0f)) return;
-#pragma unroll
-  for (int i = 0; i < 128; ++i) sums.out[i] *= shrink[i / 2 % 2];
+  shrink_rows(sums.out, shrink);
 }
 
 template <int w>
@@ -166,8 +160,7 @@ __device__ __forceinline__ void find_max(const Sums& sums, const float (&score)[
   for (int i = 0; i < 32; ++i) best[i / 2 % 2] = fmaxf(best[i / 2 % 2], score[i]);
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
-    best[e] = fmaxf(best[e], __shfl_xor_sync(~0u, best[e], 1));
-    best[e] = fmaxf(best[e], __shfl_xor_sync(~0u, best[e], 2));
+    best[e] = row_max(best[e]);
     now[e] = (best[e] - sums.max[e]) * scale > 8.0f ? best[e] : sums.max[e];
   }
 }

@@ -5,6 +5,7 @@
 // tensor cores, in which the other makes its weights, about 800. Blocks stay and take the next item from a counter,
 // longest first within a head; the heads that run at a time share their keys in L2.
 #include "backend/cuda/attention/prefill.h"
+#include "backend/cuda/attention/rows.cuh"
 #include "backend/cuda/common.cuh"
 #include "backend/cuda/hopper.cuh"
 #include "backend/cuda/tensor_map.h"
@@ -191,17 +192,14 @@ __device__ __forceinline__ void move_max(Sums& sums, const float (&score)[64], f
   for (int i = 0; i < 64; ++i) best[i / 2 % 2] = fmaxf(best[i / 2 % 2], score[i]);
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
-    best[e] = fmaxf(best[e], __shfl_xor_sync(~0u, best[e], 1));
-    best[e] = fmaxf(best[e], __shfl_xor_sync(~0u, best[e], 2));
+    best[e] = row_max(best[e]);
     const float now = (best[e] - sums.max[e]) * scale > 8.0f ? best[e] : sums.max[e];
     offset[e] = now == kLowest ? 0.0f : now * scale;  // nothing seen yet
     shrink[e] = now == sums.max[e] ? 1.0f : exp2_of(sums.max[e] * scale - offset[e]);
     sums.max[e] = now;
     sums.total[e] *= shrink[e];
   }
-  if (!__any_sync(~0u, shrink[0] != 1.0f || shrink[1] != 1.0f)) return;
-#pragma unroll
-  for (int i = 0; i < 64; ++i) sums.out[i] *= shrink[i / 2 % 2];
+  shrink_rows(sums.out, shrink);
 }
 
 // Scores -> weights as products take them from registers: k runs over the columns, 16 at a time.
@@ -218,10 +216,6 @@ __device__ __forceinline__ void make_weights(Sums& sums, const float (&score)[64
     const __nv_bfloat162 p = __floats2bfloat162_rn(a, b);
     weights[i] = reinterpret_cast<const uint32_t&>(p);
   }
-}
-
-__device__ __forceinline__ void release(uint64_t* barrier) {
-  if (threadIdx.x % 128 == 0) barrier_arrive(barrier);
 }
 
 // Named barriers, one for each warpgroup.
@@ -341,20 +335,12 @@ struct Consumer {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     named_barrier(kProductsDone + w, 128);  // nobody's products read queries any more
     uint8_t* to = &s.q[w][0][0] + warp * 16 * 256;
-#pragma unroll
-    for (int n = 0; n < 16; ++n) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int r = lane / 4 + 8 * e;
-        *reinterpret_cast<__nv_bfloat162*>(to + r * 256 + ((n ^ (r & 7)) * 16) + lane % 4 * 4) =
-            __floats2bfloat162_rn(sums.out[4 * n + 2 * e], sums.out[4 * n + 2 * e + 1]);
-      }
-    }
+    put_rows(to, sums.out);
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int r = i * 2 + lane / 16, row = w * kWarpgroupRows + warp * 16 + r;
-      const uint4 v = *reinterpret_cast<const uint4*>(to + r * 256 + (((lane % 16) ^ (r & 7)) * 16));
+      const uint4 v = load_chunk(to, r, lane % 16);
       if (row < work.item.num_rows) {
         const int64_t at = int64_t{work.item.q_row + row} * p.heads + work.head;
         *reinterpret_cast<uint4*>(p.out + at * kValue + lane % 16 * 8) = v;
